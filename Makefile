@@ -1,0 +1,65 @@
+# The commands of this repository. Each makes its own environment in .venv first, from
+# pyproject.toml and constraints.txt, and again whenever one of the two has changed.
+#
+#   make test     unit tests, then every chapter's cells at the smallest budget
+#   make book     every chapter executed, the site in _build/html (STRICT=1: warnings are errors)
+#   make demo     a grid of clips from the shipped model, in demo.mp4
+#   make lint     format, lint and type checks
+#   make clean    remove what the other commands wrote (not .venv)
+#
+# PYTHON=python3.12 picks the interpreter that .venv is made with; BUDGET=gpu the book's budget.
+
+PYTHON ?= python3
+BUDGET ?= cpu
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := book,test,data,train,dev
+
+# Chapters are executed by the kernel of .venv, never by one that the user registered elsewhere.
+export JUPYTER_PREFER_ENV_PATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+MEDIA := _build/html/media
+CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md))
+NOTEBOOKS := $(CHAPTERS:book/%.md=_build/notebooks/%.ipynb)
+
+.PHONY: help test book demo lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("tinyvgpt needs Python 3.11 or newer, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+test: $(STAMP) $(NOTEBOOKS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(NOTEBOOKS),TINYVGPT_BUDGET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NOTEBOOKS))
+
+# A chapter as a notebook; its outputs are left empty, so its assertions are what is tested.
+_build/notebooks/%.ipynb: book/%.md $(STAMP)
+	@mkdir -p $(@D)
+	$(BIN)/jupytext --quiet --to ipynb --output $@ $<
+
+book: $(STAMP)
+	rm -rf _build/html _build/.doctrees _build/jupyter_execute
+	mkdir -p $(MEDIA)
+	TINYVGPT_BUDGET=$(BUDGET) TINYVGPT_BOOK_MEDIA='$(CURDIR)/$(MEDIA)' TINYVGPT_BOOK_MEDIA_URL=../media \
+		$(BIN)/jupyter-book build . --all $(if $(STRICT),-W --keep-going)
+
+demo: $(STAMP)
+	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf _build demo.mp4 dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
