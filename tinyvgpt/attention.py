@@ -1,0 +1,243 @@
+"""Attention over video: multi-head, causal, strided-sparse, cross and axial.
+
+Chapters 05 and 07 build this file. It is the one place that calls an attention kernel.
+
+Shapes: B batch · N tokens in a sequence · M memory positions · D width · nh heads · d head dim ·
+T H W (latent) frames, rows, columns · L length of the row attended along.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), scale 1/√d.
+
+    Args:
+        q: queries (B, nh, N, d).
+        k: keys (B, nh, M, d).
+        v: values (B, nh, M, dv).
+        causal: query i sees keys 0 … M - N + i (aligned at the end, as in cached decoding).
+        mask: bool, broadcastable to (B, nh, N, M), true where a query may look; instead of `causal`.
+        dropout: probability with which a softmaxed weight is dropped.
+
+    Returns:
+        (B, nh, N, dv), the dtype of `v`.
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    if causal and 1 < n < m:
+        mask, causal = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n), False
+    # A single query at the end of the sequence sees every key.
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout_p=dropout, is_causal=causal and n > 1
+    )
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises ValueError unless `width` splits evenly over `heads`."""
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"width {width} is not divisible by {heads} heads; choose a multiple of {heads}"
+        )
+
+
+def project(dim_in: int, dim_out: int, std: float, *, bias: bool = False) -> nn.Linear:
+    """A linear map whose weights start as N(0, std²)."""
+    linear = nn.Linear(dim_in, dim_out, bias=bias)
+    nn.init.normal_(linear.weight, std=std)
+    return linear
+
+
+class StridedLayout:
+    """Which blocks of 32 tokens attend to which: the strided pattern of Sparse Transformers for video.
+
+    The raster sequence is cut in blocks. A block row r attends to block column c ≤ r if it is local
+    (c ≥ r - 4), or if the two blocks' grid coordinates differ along at most one axis other than the
+    last. Inside the diagonal block attention is causal token by token (Child et al. 2019, §4; the
+    block grid is that of VideoGPT's released code).
+
+    Attributes:
+        blocks: bool (N/32, N/32), true where a block attends to a block.
+        mask: bool (N, N), the same token by token.
+    """
+
+    block = 32
+    local = 4  # so many blocks before the diagonal one are always seen
+
+    def __init__(self, shape: tuple[int, int, int]):
+        """Builds the layout for a latent grid `shape` (t, h, w); ValueError if blocks don't fit it."""
+        n = math.prod(shape)
+        grid = self.block_grid(shape)
+        rows = torch.arange(n // self.block)
+        coords = torch.stack(torch.unravel_index(rows, grid), dim=1)  # (blocks, axes)
+        differs = coords[:, None] != coords[None]  # (blocks, blocks, axes)
+        strided = ~differs[..., -1] & (differs[..., :-1].sum(-1) <= 1)
+        local = rows[:, None] - rows[None] <= self.local
+        self.blocks = (local | strided) & (rows[:, None] >= rows[None])
+        tokens = self.blocks.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)
+        self.mask = tokens.tril()
+        self._keys: dict[tuple[int, torch.device], Tensor] = {}
+
+    @classmethod
+    def block_grid(cls, shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """The grid of blocks: leading axes as they are, trailing ones merged until they exceed a block."""
+        for axis in reversed(range(len(shape))):
+            product = math.prod(shape[axis:])
+            if product > cls.block:
+                break
+        if math.prod(shape) % cls.block or product % cls.block:
+            raise ValueError(
+                f"strided attention cuts tokens in blocks of {cls.block}: latent shape {tuple(shape)} has "
+                f"{math.prod(shape)} tokens and trailing product {product}; both must be multiples of {cls.block}"
+            )
+        return (*shape[:axis], product // cls.block)
+
+    def keys(self, position: int, device: torch.device) -> Tensor:
+        """Positions (int64, ascending) that the query at `position` attends to, itself included."""
+        row = position // self.block
+        if (row, device) not in self._keys:
+            starts = self.blocks[row].nonzero() * self.block  # (blocks seen, 1)
+            self._keys[row, device] = (starts + torch.arange(self.block)).flatten().to(device)
+        unseen = self.block - 1 - position % self.block  # later tokens of the diagonal block
+        keys = self._keys[row, device]
+        return keys[: len(keys) - unseen]
+
+
+class LayerCache:
+    """Keys and values of one layer for the tokens decoded so far, and of the memory it cross-attends to.
+
+    Attributes:
+        k, v: (B, nh, N, d), filled up to `length`.
+        memory: the (k, v) of cross-attention, computed at the first step.
+    """
+
+    def __init__(self, batch: int, heads: int, tokens: int, dim: int, like: Tensor):
+        """Allocates room for `tokens` positions, with the dtype and device of `like`."""
+        self.k = like.new_empty(batch, heads, tokens, dim)
+        self.v = torch.empty_like(self.k)
+        self.length = 0
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values (B, nh, n, d) of the next n tokens; returns those of all tokens so far."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a token sees itself and earlier tokens only.
+
+    Initialised as in VideoGPT: q, k, v ~ N(0, 1/D) without bias, the output ~ N(0, 1/(D · layers)).
+    """
+
+    def __init__(self, width: int, heads: int, *, layers: int, dropout: float = 0.0):
+        """`layers` is the depth of the network it stands in; `dropout` acts on softmaxed weights."""
+        super().__init__()
+        check_heads(width, heads)
+        self.heads, self.dropout = heads, dropout
+        self.qkv = project(width, 3 * width, width**-0.5)
+        self.out = project(width, width, (width * layers) ** -0.5, bias=True)
+
+    def forward(
+        self, x: Tensor, layout: StridedLayout | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Maps (B, N, D) to (B, N, D). With a cache, x holds the next N tokens of a longer sequence."""
+        q, k, v = rearrange(self.qkv(x), "b n (qkv nh d) -> qkv b nh n d", qkv=3, nh=self.heads)
+        start = 0 if cache is None else cache.length
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if layout is None:
+            y = attend(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
+        elif x.shape[1] == 1:
+            keys = layout.keys(start, x.device)
+            y = attend(q, k[:, :, keys], v[:, :, keys])
+        else:
+            end = start + x.shape[1]
+            y = attend(q, k, v, mask=layout.mask[start:end, :end].to(x.device))
+        return self.out(rearrange(y, "b nh n d -> b n (nh d)"))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from a sequence of width D to a memory of width Dm, every position visible.
+
+    Queries and keys are D wide, values Dm wide, as in VideoGPT's frame conditioning.
+    """
+
+    def __init__(self, width: int, memory_width: int, heads: int, *, layers: int):
+        """`layers` is the depth of the network it stands in (it scales the output's initialisation)."""
+        super().__init__()
+        check_heads(width, heads)
+        check_heads(memory_width, heads)
+        self.heads = heads
+        self.q = project(width, width, width**-0.5)
+        self.k = project(memory_width, width, memory_width**-0.5)
+        self.v = project(memory_width, memory_width, memory_width**-0.5)
+        self.out = project(memory_width, width, (width * layers) ** -0.5, bias=True)
+
+    def forward(self, x: Tensor, memory: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Maps x (B, N, D), looking at `memory` (B, M, Dm), to (B, N, D)."""
+        q = self.split(self.q(x))
+        if cache is not None and cache.memory is not None:
+            k, v = cache.memory
+        else:
+            k, v = self.split(self.k(memory)), self.split(self.v(memory))
+            if cache is not None:
+                cache.memory = k, v
+        return self.out(rearrange(attend(q, k, v), "b nh n d -> b n (nh d)"))
+
+    def split(self, x: Tensor) -> Tensor:
+        """Splits channels, head-major, into heads: (B, N, nh·d) to (B, nh, N, d)."""
+        return rearrange(x, "b n (nh d) -> b nh n d", nh=self.heads)
+
+
+class AxialAttention(nn.Module):
+    """Sum of three self-attentions over a video: along time, along height and along width.
+
+    A position attends to the T + H + W positions that share two of its coordinates rather than to all
+    T·H·W (Ho et al. 2019; VideoGPT §3.1). Each axis has its own projections; they are stored fused:
+    `qkv` holds axis (t, h, w) × (q, k, v) × head × d output rows, and since the axes' outputs are
+    summed, their output projections are one matrix over their concatenation.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal_time: bool = False):
+        """With `causal_time`, attention along time sees the present and the past only."""
+        super().__init__()
+        check_heads(width, heads)
+        self.heads, self.causal_time = heads, causal_time
+        self.qkv = project(width, 9 * width, width**-0.5)
+        self.out = project(3 * width, width, width**-0.5, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, H, W, D) to (B, T, H, W, D)."""
+        _, t, h, w, _ = x.shape
+        axes = rearrange(
+            self.qkv(x),
+            "b t h w (along qkv nh d) -> along qkv b t h w nh d",
+            along=3,
+            qkv=3,
+            nh=self.heads,
+        )
+        # Axes that are not attended along are folded into the batch (outer) and the heads (inner).
+        along_t = rearrange(axes[0], "qkv b t h w nh d -> qkv b (h w nh) t d")
+        along_h = rearrange(axes[1], "qkv b t h w nh d -> qkv (b t) (w nh) h d")
+        along_w = rearrange(axes[2], "qkv b t h w nh d -> qkv (b t h) nh w d")
+        y_t = rearrange(
+            attend(*along_t, causal=self.causal_time), "b (h w nh) t d -> b t h w (nh d)", h=h, w=w
+        )
+        y_h = rearrange(attend(*along_h), "(b t) (w nh) h d -> b t h w (nh d)", t=t, w=w)
+        y_w = rearrange(attend(*along_w), "(b t h) nh w d -> b t h w (nh d)", t=t, h=h)
+        return self.out(torch.cat([y_t, y_h, y_w], dim=-1))

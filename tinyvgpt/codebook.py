@@ -1,0 +1,124 @@
+"""The codebook: vector quantisation whose codes follow the encoder by moving averages.
+
+Chapter 04 builds this file. Source: van den Oord et al. 2017, §3.2 and appendix A.1, with VideoGPT's
+first-batch initialisation and its restarts of unused codes.
+
+Shapes: B batch · t h w latent grid · M = B·t·h·w vectors · K codes · D code dim.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+ROWS_AT_A_TIME = 16384  # vectors compared with all codes at once: bounds the (rows, K) distances
+RESTARTED_COUNT = (
+    2.0  # an unused restarted code lasts ln 2 / (1 - decay) ≈ 69 updates before the next restart
+)
+
+
+class Quantized(NamedTuple):
+    """What quantising a batch gives."""
+
+    vectors: Tensor  # (B, D, t, h, w), the nearest codes; the gradient passes straight through to the input
+    tokens: Tensor  # (B, t, h, w) int64, their indices
+    commitment_loss: Tensor  # scalar, commitment · MSE(input, codes)
+    perplexity: Tensor  # scalar in [1, K], exp of the entropy of this batch's code usage
+    used: Tensor  # scalar in [0, 1], share of the codes that this batch uses
+
+
+class Codebook(nn.Module):
+    """K code vectors, the running count of vectors assigned to each, and the running sum of those vectors.
+
+    A code is the (smoothed) mean of the vectors lately assigned to it. Until the first training batch
+    all counts are zero; that batch initialises the codes. Counts and sums are part of the state dict,
+    so training resumes with the same codebook.
+    """
+
+    def __init__(self, codes: int, dim: int, *, decay: float = 0.99, commitment: float = 0.25):
+        """Makes `codes` random vectors of `dim` channels; `decay` is that of the moving averages."""
+        super().__init__()
+        self.decay, self.commitment = decay, commitment
+        self.register_buffer("codes", torch.randn(codes, dim))
+        self.register_buffer("count", torch.zeros(codes))
+        self.register_buffer("total", torch.zeros(codes, dim))
+        self._initialised = (
+            False  # cache of `count.any()`, so that training doesn't wait for the device
+        )
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantises z (B, D, t, h, w); in training mode also moves the codes towards z.
+
+        The batch is quantised with the codes from before their update.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            flat = rearrange(z.detach(), "b d t h w -> (b t h w) d")
+            if self.training and not self._initialised:
+                self._initialised = bool(self.count.any())
+                if not self._initialised:
+                    self._initialise(flat)
+            tokens = self._nearest(flat)
+            usage = torch.zeros_like(self.count).index_add_(0, tokens, torch.ones_like(flat[:, 0]))
+            tokens_grid = tokens.view(z.shape[0], *z.shape[2:])
+            vectors = self.lookup(tokens_grid).movedim(-1, 1)
+            loss = self.commitment * F.mse_loss(z, vectors)
+            if self.training:
+                self._update(flat, tokens, usage)
+            p = usage / usage.sum()
+            perplexity = torch.exp(-torch.xlogy(p, p).sum())
+            straight_through = z + (vectors - z).detach()
+            return Quantized(
+                straight_through, tokens_grid, loss, perplexity, (usage > 0).float().mean()
+            )
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Tokens (B, t, h, w), int64, of the codes nearest to z (B, D, t, h, w)."""
+        with torch.autocast(z.device.type, enabled=False):
+            tokens = self._nearest(rearrange(z.detach().float(), "b d t h w -> (b t h w) d"))
+        return tokens.view(z.shape[0], *z.shape[2:])
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Code vectors (…, D) of tokens (…); unchecked, as token values live on the device."""
+        return F.embedding(tokens, self.codes)
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        """Index (M,) of the code nearest in squared distance to each row of (M, D)."""
+        # |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code.
+        norms = self.codes.square().sum(1)
+        rows = flat.split(ROWS_AT_A_TIME)
+        return torch.cat([torch.addmm(norms, r, self.codes.T, alpha=-2).argmin(1) for r in rows])
+
+    def _candidates(self, flat: Tensor) -> Tensor:
+        """K distinct, randomly chosen rows of `flat` (M, D); tiled, with a little noise, if M < K."""
+        k, dim = self.codes.shape
+        if len(flat) < k:
+            flat = flat.repeat(-(-k // len(flat)), 1)
+            flat = flat + torch.randn_like(flat) * (0.01 / dim**0.5)
+        return flat[torch.randperm(len(flat), device=flat.device)[:k]]
+
+    @torch.no_grad()
+    def _initialise(self, flat: Tensor) -> None:
+        """Sets the codes to vectors of the first batch."""
+        self.codes.copy_(self._candidates(flat))
+        self.total.copy_(self.codes)
+        self.count.fill_(1.0)
+        self._initialised = True
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, tokens: Tensor, usage: Tensor) -> None:
+        """Moves counts, sums and codes by one batch (van den Oord et al. 2017, eq. 6–8), restarts dead codes."""
+        total = torch.zeros_like(self.total).index_add_(0, tokens, flat)
+        self.count.lerp_(usage, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+        n = self.count.sum()
+        smoothed = (self.count + 1e-7) / (n + len(self.count) * 1e-7) * n  # no division by zero
+        self.codes.copy_(self.total / smoothed[:, None])
+        # A restarted code gets a count and a sum of its own, or the next update would undo the restart.
+        dead = self.count < 1
+        fresh = self._candidates(flat)
+        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+        self.total.copy_(torch.where(dead[:, None], RESTARTED_COUNT * fresh, self.total))
+        self.count.masked_fill_(dead, RESTARTED_COUNT)

@@ -1,0 +1,171 @@
+"""Drawing tokens one at a time: cached decoding steps, and rules for choosing from logits.
+
+Chapter 10 builds this file. A step costs one token's work: keys and values of earlier tokens are kept,
+projected code vectors and positions are looked up in tables, cross-attention's keys are computed once.
+
+Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width · n prefix tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tinyvgpt import counter
+from tinyvgpt.attention import LayerCache
+from tinyvgpt.gpt import GPT, Condition
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """How a token is chosen from logits; the defaults draw from the model's distribution as it is."""
+
+    temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest token
+    top_k: int | None = None  # keep the k likeliest tokens only
+    top_p: float | None = None  # keep the likeliest tokens that together reach this probability
+    guidance: float = 1.0  # weight w of logits(null) + w·(logits(label) - logits(null)); 1 is off
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rule that makes no sense."""
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"temperature is {self.temperature}, must be 0 (the likeliest token) or above"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}, must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Float32 probabilities (B, K) with which tokens are drawn, of logits (B, K).
+
+        Top-k comes first, then top-p (Holtzman et al. 2020, §3.1) among what is left. Ties at the edge are
+        kept together, so the result does not depend on the order of equal logits.
+        """
+        logits = logits.float()
+        if self.temperature == 0:
+            likeliest = logits == logits.amax(-1, keepdim=True)
+            return (likeliest & (likeliest.cumsum(-1) == 1)).float()
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            kth = logits.topk(min(self.top_k, logits.shape[-1]))[0][:, -1:]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        p = logits.softmax(-1)
+        if self.top_p is not None:
+            ordered = p.sort(-1, descending=True)[0]
+            reached = ordered.cumsum(-1) - ordered >= self.top_p  # without this token p is reached
+            least = ordered.masked_fill(reached, torch.inf).amin(-1, keepdim=True)
+            p = p.masked_fill(p < least, 0)
+        return p / p.sum(-1, keepdim=True)
+
+
+def draw(p: Tensor, u: Tensor) -> Tensor:
+    """Tokens (B,) drawn from probabilities p (B, K) by inverting their cumulative sum at u (B,) in [0, 1)."""
+    cumulative = p.double().cumsum(-1)
+    u = u[:, None] * cumulative[:, -1:]  # rounding may leave the sum beside 1
+    return torch.searchsorted(cumulative, u, right=True)[:, 0].clamp_max(p.shape[-1] - 1)
+
+
+class Decoder:
+    """A GPT with its caches, decoding a batch of clips step by step.
+
+    The model must be in evaluation mode.
+    """
+
+    def __init__(self, gpt: GPT, batch: int, condition: Condition):
+        """Makes room for `batch` clips under `condition`, as computed by `gpt.condition`."""
+        config = gpt.config
+        self.gpt, self.condition = gpt, condition
+        self.table = gpt.token_in(gpt.codes)  # (K, D)
+        self.offsets = gpt.offsets(condition)  # (1 or B, N, D)
+        self.position = 0  # how many tokens of the sequence have been decoded
+        self.caches = [
+            LayerCache(
+                batch, config.heads, config.tokens, config.width // config.heads, like=self.table
+            )
+            for _ in gpt.blocks
+        ]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (B, K) of the token that follows `tokens` (B, n), those not yet seen by the decoder.
+
+        The first call takes the prefix, with n = 0 for none; later ones take the last token, n = 1.
+        """
+        x = self.table[tokens]  # (B, n, D)
+        if self.position == 0:
+            x = torch.cat([self.gpt.start.expand(len(x), 1, -1).type_as(x), x], dim=1)
+        end = self.position + x.shape[1]
+        x = x + self.offsets[:, self.position : end]
+        self.position = end
+        return self.gpt.decode(x, self.condition, self.caches, last_only=True)[:, 0]
+
+
+@torch.no_grad()
+def sample_tokens(
+    gpt: GPT,
+    batch: int,
+    *,
+    seed: int,
+    rule: SamplingRule = SamplingRule(),
+    prefix: Tensor | None = None,
+    first_clip: int = 0,
+    progress: tqdm | None = None,
+    labels: Tensor | None = None,
+    frames: Tensor | None = None,
+    actions: Tensor | None = None,
+) -> Tensor:
+    """Tokens (B, t, h, w), int64, of `batch` clips.
+
+    The random number behind a token depends on (seed, clip, position) only.
+
+    Args:
+        gpt: in evaluation mode.
+        batch: B.
+        seed: any integer.
+        rule: how tokens are chosen.
+        prefix: (B, n) int64, the first n tokens in raster order, kept as they are.
+        first_clip: number of the batch's first clip, which differs where a large batch is cut in parts.
+        progress: bar to advance by one a drawn token.
+        labels, frames, actions: as `GPT.forward`.
+
+    Raises:
+        ValueError: if the prefix is too long, guidance is asked of a model without a null label, or
+            as `GPT.condition`.
+    """
+    config = gpt.config
+    device = gpt.codes.device
+    tokens = torch.empty(batch, config.tokens, dtype=torch.int64, device=device)
+    given = 0 if prefix is None else prefix.shape[1]
+    if given > config.tokens:
+        raise ValueError(f"prefix has {given} tokens, a clip has {config.tokens}")
+    if prefix is not None:
+        tokens[:, :given] = prefix
+    if rule.top_k is not None and rule.top_k > config.codes:
+        raise ValueError(f"top_k is {rule.top_k}, the model has {config.codes} codes")
+
+    guided = rule.guidance != 1 and given < config.tokens
+    if guided:  # clips 0 … B - 1 with their labels, B … 2B - 1 with the null label
+        if labels is None or not config.label_dropout:
+            raise ValueError(
+                "guidance needs labels and a model with a null label (label_dropout above 0)"
+            )
+        labels = torch.cat([labels, torch.full_like(labels, config.classes)])
+        frames, actions = (None if x is None else torch.cat([x, x]) for x in (frames, actions))
+    rows = 2 * batch if guided else batch
+    decoder = Decoder(gpt, rows, gpt.condition(rows, labels=labels, frames=frames, actions=actions))
+
+    clips = np.arange(first_clip, first_clip + batch)[:, None]
+    u = torch.from_numpy(counter.uniform(seed, clips, np.arange(config.tokens))).to(device)
+    unseen = tokens[:, :given]
+    for i in range(given, config.tokens):
+        logits = decoder.step(torch.cat([unseen, unseen]) if guided else unseen)
+        if guided:
+            with_label, without = logits.chunk(2)
+            logits = without + rule.guidance * (with_label - without)
+        tokens[:, i] = draw(rule.probabilities(logits), u[:, i])
+        unseen = tokens[:, i : i + 1]
+        if progress is not None:
+            progress.update()
+    return tokens.view(batch, *config.latent_shape)

@@ -1,0 +1,266 @@
+"""Both stages as one model: sample, continue, reconstruct, save, load.
+
+Source: VideoGPT (Yan et al. 2021), fig. 2.
+
+Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · K codes · n given frames ·
+A action dim.
+"""
+
+import secrets
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tinyvgpt import video
+from tinyvgpt.gpt import GPT, GPTConfig
+from tinyvgpt.sampling import SamplingRule, sample_tokens
+from tinyvgpt.store import build_config, load_weights, read_config, resolve, save_folder, weights_of
+from tinyvgpt.vqvae import VQVAE
+
+
+class VideoGPT(nn.Module):
+    """A VQ-VAE and the GPT over its tokens."""
+
+    def __init__(self, vqvae: VQVAE, gpt: GPT, label_names: Sequence[str] | None = None):
+        """Joins two stages; `label_names` are the classes' names, in order.
+
+        Raises:
+            ValueError: if the GPT was made for another tokenizer, or names don't match classes.
+        """
+        super().__init__()
+        expected = GPTConfig.for_vqvae(vqvae.config)
+        for name in ("latent_shape", "codes", "code_dim", "frames", "resolution", "channels"):
+            found, needed = getattr(gpt.config, name), getattr(expected, name)
+            if found != needed:
+                raise ValueError(f"the GPT is made for {name} {found}, the VQ-VAE has {needed}")
+        if not torch.equal(gpt.codes, vqvae.codebook.codes):
+            raise ValueError("the GPT was trained on another codebook than this VQ-VAE's")
+        if label_names is not None and len(label_names) != gpt.config.classes:
+            raise ValueError(
+                f"{len(label_names)} label names are given for {gpt.config.classes} classes"
+            )
+        self.vqvae, self.gpt = vqvae, gpt
+        self.label_names = None if label_names is None else tuple(label_names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.gpt.codes.device
+
+    def logits(
+        self,
+        tokens: Tensor,
+        *,
+        frames: Tensor | None = None,
+        labels: Tensor | None = None,
+        actions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, t, h, w, K) of tokens (B, t, h, w), each given the earlier ones; see `GPT.forward`."""
+        return self.gpt(tokens, labels=labels, frames=frames, actions=actions)
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        frames: Tensor | None = None,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
+        actions: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> Tensor:
+        """Generates clips.
+
+        Args:
+            n: number of clips; by default as many as frames, labels or actions are given for, else 1.
+            frames: uint8 (B, n, H, W, C), or (n, H, W, C) for all clips: how the clips begin. They come
+                back as given. A model with a frame encoder takes its `cond_frames`; a model with a
+                `causal_time` tokenizer takes any whole number of latent frames, kept as a token prefix.
+            labels: index or name of a class, or one for each clip.
+            actions: float (B, T, A), or (T, A) for all clips.
+            temperature, top_k, top_p, guidance: see `SamplingRule`.
+            seed: of the random draws; by default a new one every time. The same seed gives the same
+                clips on the same kind of machine.
+            batch_size: clips decoded together.
+            progress: shows a progress bar on the error stream.
+
+        Returns:
+            uint8 (n, T, H, W, C).
+
+        Raises:
+            ValueError: for conditions that the model can't use, or whose shape or range is not the model's.
+        """
+        rule = SamplingRule(temperature, top_k, top_p, guidance)
+        frames = frames[None] if frames is not None and frames.ndim == 4 else frames
+        actions = actions[None] if actions is not None and actions.ndim == 2 else actions
+        labels = self.label_indices(labels)
+        n = self._batch(n, frames=frames, labels=labels, actions=actions)
+        expand = lambda x: x if x is None or len(x) == n else repeat(x, "1 ... -> n ...", n=n)  # noqa: E731
+        frames, labels, actions = expand(frames), expand(labels), expand(actions)
+        seed = secrets.randbits(63) if seed is None else seed
+        with evaluating(self), torch.no_grad():
+            x = None if frames is None else video.to_model(frames).to(self.device)
+            encoder_frames, prefix = self._given(x)
+            drawn = self.gpt.config.tokens - (0 if prefix is None else prefix.shape[1])
+            clips = []
+            with tqdm(total=drawn * -(-n // batch_size), unit="token", disable=not progress) as bar:
+                for start in range(0, n, batch_size):
+                    part = slice(start, start + batch_size)
+                    tokens = sample_tokens(
+                        self.gpt,
+                        min(batch_size, n - start),
+                        seed=seed,
+                        rule=rule,
+                        first_clip=start,
+                        progress=bar,
+                        prefix=_part(prefix, part),
+                        frames=_part(encoder_frames, part),
+                        labels=_part(labels, part, self.device),
+                        actions=_part(actions, part, self.device),
+                    )
+                    clips.append(video.to_uint8(self.vqvae.decode(tokens)).cpu())
+        clips = torch.cat(clips)
+        if frames is not None:
+            clips[:, : frames.shape[1]] = frames
+        return clips
+
+    def reconstruct(self, clips: Tensor, batch_size: int = 16) -> Tensor:
+        """Encodes clips to tokens and decodes them again; uint8 (B, T, H, W, C) in and out.
+
+        Raises:
+            ValueError: as `VQVAE.forward`.
+        """
+        with evaluating(self), torch.no_grad():
+            parts = (video.to_model(part).to(self.device) for part in clips.split(batch_size))
+            decoded = [self.vqvae.decode(self.vqvae.encode(x)) for x in parts]
+        return torch.cat([video.to_uint8(x).cpu() for x in decoded])
+
+    def label_indices(
+        self, labels: int | str | Sequence[int | str] | Tensor | None
+    ) -> Tensor | None:
+        """Class indices (B,), int64, of indices or names; a name may be read backwards ("73" is "37").
+
+        Raises:
+            ValueError: for a name that no class has.
+        """
+        if labels is None:
+            return None
+        if isinstance(labels, int | str):
+            labels = [labels]
+        return torch.as_tensor([self._label_index(label) for label in labels])
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes config.json and both stages' weights; floats as `dtype` if one is given.
+
+        Raises:
+            OSError: if writing fails; a model that was in the folder stays whole.
+        """
+        config = {"vqvae": asdict(self.vqvae.config), "gpt": asdict(self.gpt.config)}
+        if self.label_names:
+            config["label_names"] = list(self.label_names)
+        weights = {"vqvae": weights_of(self.vqvae, dtype), "gpt": weights_of(self.gpt, dtype)}
+        save_folder(Path(folder), config, weights)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "VideoGPT":
+        """Loads a model, in evaluation mode: a folder, a shipped model's name, or a hub id ("user/model").
+
+        Raises:
+            ValueError: if there is no such model, or its files are damaged or of another version.
+        """
+        folder = resolve(name)
+        config = read_config(folder)
+        if "gpt" not in config:
+            raise ValueError(f"{folder} holds a VQ-VAE only: load it with VQVAE.from_pretrained")
+        vqvae = VQVAE.from_pretrained(folder)
+        gpt = GPT(build_config(GPTConfig, config["gpt"], f"{folder}/config.json"))
+        load_weights(folder / "gpt.safetensors", gpt)
+        return cls(vqvae, gpt, config.get("label_names")).eval()
+
+    def _label_index(self, label: int | str) -> int:
+        if isinstance(label, str):
+            names = self.label_names or ()
+            for spelling in (label, label[::-1]):
+                if spelling in names:
+                    return names.index(spelling)
+            known = (
+                f"one of {', '.join(names[:5])}, …, {names[-1]}"
+                if names
+                else "an index: the model has no label names"
+            )
+            raise ValueError(f"the model has no class named {label!r}; give {known}")
+        highest = self.gpt.config.classes - (self.gpt.config.label_dropout == 0)
+        if not 0 <= label <= highest:
+            raise ValueError(f"label {int(label)} is out of range, the model has 0 to {highest}")
+        return int(label)
+
+    @staticmethod
+    def _batch(n: int | None, **given: Tensor | None) -> int:
+        """Number of clips; ValueError where conditions disagree about it."""
+        counts = {name: len(x) for name, x in given.items() if x is not None}
+        n = max([*counts.values(), 1]) if n is None else n
+        if n < 1:
+            raise ValueError(f"n is {n}, must be at least 1")
+        for name, count in counts.items():
+            if count not in (1, n):
+                raise ValueError(
+                    f"{name} are given for {count} clips, {n} are asked for; give 1 or {n}"
+                )
+        return n
+
+    def _given(self, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """First frames (B, C, n, H, W) as (input of the frame encoder, token prefix (B, tokens))."""
+        if x is None:
+            return None, None
+        gpt, vqvae = self.gpt.config, self.vqvae.config
+        count, factor = x.shape[2], vqvae.downsample[0]
+        if (
+            x.shape[1] != vqvae.channels
+            or x.shape[3:] != (vqvae.resolution,) * 2
+            or count > vqvae.frames
+        ):
+            raise ValueError(
+                f"frames have {count} × {x.shape[3]} × {x.shape[4]} × {x.shape[1]} (n, H, W, C), the model needs at "
+                f"most {vqvae.frames} × {vqvae.resolution} × {vqvae.resolution} × {vqvae.channels}"
+            )
+        if not gpt.cond_frames and not vqvae.causal_time:
+            raise ValueError(
+                "the model can't continue frames: it has no frame encoder, and its tokenizer isn't causal_time"
+            )
+        if gpt.cond_frames and count != gpt.cond_frames:
+            raise ValueError(
+                f"{count} first frames are given, the model's frame encoder takes {gpt.cond_frames}"
+            )
+        if not gpt.cond_frames and count % factor:
+            raise ValueError(
+                f"{count} first frames are given, the tokenizer needs a multiple of {factor}"
+            )
+        whole = vqvae.causal_time and count % factor == 0
+        return x if gpt.cond_frames else None, self.vqvae.encode(x).flatten(1) if whole else None
+
+
+@contextmanager
+def evaluating(module: nn.Module):
+    """Puts a module in evaluation mode for a block, then back as it was."""
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in training.items():
+            m.training = mode
+
+
+def _part(x: Tensor | None, part: slice, device: torch.device | None = None) -> Tensor | None:
+    """A slice of a batch, on `device`; None stays None."""
+    return None if x is None else x[part].to(device)
