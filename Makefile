@@ -52,6 +52,8 @@ book: $(STAMP)
 	mkdir -p $(MEDIA)
 	TINYVGPT_BUDGET=$(BUDGET) TINYVGPT_BOOK_MEDIA='$(CURDIR)/$(MEDIA)' TINYVGPT_BOOK_MEDIA_URL=../media \
 		$(BIN)/jupyter-book build . --all $(if $(STRICT),-W --keep-going)
+	$(if $(STRICT),@! grep -rnE '<(script|link|img|video|source|iframe)[^>]* (src|href|poster)="(https?:)?//' \
+		--include='*.html' _build/html || { echo 'a page loads the above from outside the site'; exit 1; })
 
 demo: $(STAMP)
 	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4
