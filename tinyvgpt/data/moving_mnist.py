@@ -224,8 +224,8 @@ def bounce(start: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
 def render(images: Tensor, positions: Tensor, resolution: int) -> Tensor:
     """Draw digits into frames; where they overlap, the brighter pixel wins.
 
-    Every pixel of every digit is scattered to its place in the frame, keeping the maximum. The order
-    makes no difference, so no device does.
+    Every pixel of every digit is scattered to its place in the frame, keeping the maximum, which
+    comes out the same in any order: so it does on any device.
 
     Args:
         images: uint8 (B, n, 28, 28), the digits of each clip.
