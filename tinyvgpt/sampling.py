@@ -6,11 +6,13 @@ projected code vectors and positions are looked up in tables, cross-attention's 
 Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width · n prefix tokens.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tinyvgpt import counter
@@ -68,6 +70,36 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, u, right=True)[:, 0].clamp_max(p.shape[-1] - 1)
 
 
+class SplitLinear(nn.Module):
+    """A linear map for few rows on a CPU: its weight lies transposed, cut in one part a thread.
+
+    A matrix-vector product is bound by reading the matrix, and PyTorch's reads it with one thread.
+    A batched product reads the parts at the same time.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        """Packs a copy of `linear`'s weight."""
+        super().__init__()
+        parts = torch.get_num_threads()
+        parts = parts if linear.out_features % parts == 0 else 1
+        weight = rearrange(linear.weight.detach(), "(part o) i -> part i o", part=parts)
+        self.register_buffer("weight", weight.contiguous())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in) to (..., out)."""
+        rows = x.reshape(1, -1, x.shape[-1]).expand(len(self.weight), -1, -1)
+        y = rearrange(torch.bmm(rows, self.weight), "part row o -> row (part o)")
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
+def pack(gpt: GPT) -> GPT:
+    """A copy of a GPT with its linear maps packed for decoding on a CPU; all else is shared."""
+    memo: dict[int, object] = {id(t): t for t in (*gpt.parameters(), *gpt.buffers())}
+    memo |= {id(m): SplitLinear(m) for m in gpt.modules() if isinstance(m, nn.Linear)}
+    return copy.deepcopy(gpt, memo)
+
+
 class Decoder:
     """A GPT with its caches, decoding a batch of clips step by step.
 
@@ -77,6 +109,7 @@ class Decoder:
     def __init__(self, gpt: GPT, batch: int, condition: Condition):
         """Makes room for `batch` clips under `condition`, as computed by `gpt.condition`."""
         config = gpt.config
+        gpt = pack(gpt) if gpt.codes.device.type == "cpu" else gpt
         self.gpt, self.condition = gpt, condition
         self.table = gpt.token_in(gpt.codes)  # (K, D)
         self.offsets = gpt.offsets(condition)  # (1 or B, N, D)

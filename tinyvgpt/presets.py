@@ -1,0 +1,145 @@
+"""Whole configurations, as functions: data, both stages, and how each is trained.
+
+`tinyvgpt train-vqvae --preset NAME --dry-run` prints what one amounts to. Sources: VideoGPT (Yan et
+al. 2021), appendix A, for `paper_…`; its released code for `released_…`; ours otherwise.
+
+Shapes: latent grids are (t, h, w).
+"""
+
+from dataclasses import dataclass, replace
+
+from tinyvgpt.gpt import GPTConfig
+from tinyvgpt.train import TrainConfig
+from tinyvgpt.vqvae import VQVAEConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that a model's two training runs need."""
+
+    data: str  # what open_dataset opens
+    vqvae: VQVAEConfig  # stage 1
+    train_vqvae: TrainConfig  # how stage 1 is trained
+    gpt: GPTConfig  # stage 2
+    train_gpt: TrainConfig  # how stage 2 is trained
+
+
+def moving_mnist() -> Preset:
+    """The shipped model: two digits, class-conditional with a null label, continues given frames."""
+    vqvae = VQVAEConfig(
+        channels=1,
+        downsample=(4, 4, 4),
+        hidden=96,
+        res_blocks=2,
+        codes=512,
+        code_dim=64,
+        causal_time=True,
+    )
+    gpt = GPTConfig.for_vqvae(
+        vqvae,
+        width=240,
+        heads=5,
+        layers=8,
+        dropout=0.0,
+        attn_dropout=0.0,
+        classes=55,
+        label_dropout=0.2,
+    )
+    shared = TrainConfig(beta2=0.95, checkpoint_every=1000, validate_every=1000, log_every=50)
+    return Preset(
+        "moving-mnist",
+        vqvae,
+        replace(shared, steps=6600, batch_size=64, lr=1e-3, warmup=200, ema=0.999),
+        gpt,
+        replace(
+            shared,
+            steps=20000,
+            batch_size=128,
+            lr=1e-3,
+            warmup=500,
+            weight_decay=0.05,
+            ema=0.999,
+            compile=True,
+        ),
+    )
+
+
+def laptop() -> Preset:
+    """Minutes on two CPU cores: one digit, small networks, few tokens; digits form, detail doesn't."""
+    vqvae = VQVAEConfig(
+        channels=1,
+        downsample=(4, 8, 8),
+        hidden=32,
+        res_blocks=1,
+        codes=128,
+        code_dim=32,
+        causal_time=True,
+    )
+    gpt = GPTConfig.for_vqvae(
+        vqvae,
+        width=96,
+        heads=4,
+        layers=4,
+        dropout=0.0,
+        attn_dropout=0.0,
+        classes=55,
+        label_dropout=0.1,
+    )
+    shared = TrainConfig(batch_size=8, warmup=50, validation_clips=64, preview_every=500)
+    return Preset(
+        "moving-mnist",
+        vqvae,
+        replace(shared, steps=1000, lr=2e-3),
+        gpt,
+        replace(shared, steps=2000, lr=2e-3, batch_size=16),
+    )
+
+
+def released_bair() -> Preset:
+    """BAIR robot pushing with the defaults of the original's released code, on one GPU."""
+    vqvae = VQVAEConfig(downsample=(4, 2, 2))
+    train = TrainConfig(steps=100_000, batch_size=32, lr=3e-4, warmup=0, clip_norm=0.0)
+    return Preset("bair.h5", vqvae, train, GPTConfig.for_vqvae(vqvae, cond_frames=1), train)
+
+
+def paper_moving_mnist() -> Preset:
+    """The paper's Moving MNIST model, conditioned on the first frame."""
+    vqvae = VQVAEConfig(channels=1, downsample=(4, 4, 4), res_blocks=2, axial=False, codes=512, code_dim=64)
+    gpt = GPTConfig.for_vqvae(vqvae, width=192, heads=4, layers=8, mlp_ratio=2.0, dropout=0.1, cond_frames=1)
+    return _paper("moving-mnist", vqvae, 20_000, gpt, 80_000)
+
+
+def paper_bair() -> Preset:
+    """The paper's BAIR model, conditioned on the first frame."""
+    vqvae = VQVAEConfig(downsample=(2, 2, 2), codes=1024)
+    gpt = GPTConfig.for_vqvae(vqvae, width=512 - 512 % 12, heads=4, layers=16, cond_frames=1)
+    return _paper("bair.h5", vqvae, 100_000, gpt, 150_000)
+
+
+def paper_ucf101() -> Preset:
+    """The paper's UCF-101 model at 128 × 128, class-conditional."""
+    vqvae = VQVAEConfig(resolution=128, downsample=(4, 4, 4), codes=1024)
+    gpt = GPTConfig.for_vqvae(vqvae, width=1024 - 1024 % 24, heads=8, layers=20, classes=101)
+    return _paper("ucf101", vqvae, 100_000, gpt, 600_000)
+
+
+def _paper(data: str, vqvae: VQVAEConfig, vqvae_steps: int, gpt: GPTConfig, gpt_steps: int) -> Preset:
+    train = TrainConfig(batch_size=32, lr=3e-4, warmup=0, clip_norm=0.0)
+    return Preset(data, vqvae, replace(train, steps=vqvae_steps), gpt, replace(train, steps=gpt_steps))
+
+
+PRESETS = {
+    "laptop": laptop,
+    "moving-mnist": moving_mnist,
+    "released-bair": released_bair,
+    "paper-moving-mnist": paper_moving_mnist,
+    "paper-bair": paper_bair,
+    "paper-ucf101": paper_ucf101,
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`; ValueError lists the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]()
