@@ -124,7 +124,7 @@ class Log:
         self.count += 1
 
     def write(self, step: int, **more: float) -> str:
-        """Writes the means since the last call and the speed; returns the gist for the progress bar."""
+        """Writes speed and the means since the last call; returns the gist for the progress bar."""
         means = {name: (total / self.count).item() for name, total in self.sums.items()}
         elapsed = time.perf_counter() - self.since
         means[f"{self.unit}_per_second"] = self.count * self.units / elapsed

@@ -1,9 +1,11 @@
 """Drawing tokens one at a time: cached decoding steps, and rules for choosing from logits.
 
-Chapter 10 builds this file. A step costs one token's work: keys and values of earlier tokens are kept,
-projected code vectors and positions are looked up in tables, cross-attention's keys are computed once.
+Chapter 10 builds this file. A step costs one token's work: keys and values of earlier tokens are
+kept, projected code vectors and positions are looked up in tables, cross-attention's keys are
+computed once.
 
-Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width · n prefix tokens.
+Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width ·
+n prefix tokens.
 """
 
 import copy
@@ -22,7 +24,7 @@ from tinyvgpt.gpt import GPT, Condition
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """How a token is chosen from logits; the defaults draw from the model's distribution as it is."""
+    """How a token is chosen from logits; by default from the model's distribution as it is."""
 
     temperature: float = 1.0  # logits are divided by it; 0 takes the likeliest token
     top_k: int | None = None  # keep the k likeliest tokens only
@@ -43,8 +45,8 @@ class SamplingRule:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Float32 probabilities (B, K) with which tokens are drawn, of logits (B, K).
 
-        Top-k comes first, then top-p (Holtzman et al. 2020, §3.1) among what is left. Ties at the edge are
-        kept together, so the result does not depend on the order of equal logits.
+        Top-k comes first, then top-p (Holtzman et al. 2020, §3.1) among what is left. Ties at the
+        edge are kept together, so the result does not depend on the order of equal logits.
         """
         logits = logits.float()
         if self.temperature == 0:
@@ -64,7 +66,7 @@ class SamplingRule:
 
 
 def draw(p: Tensor, u: Tensor) -> Tensor:
-    """Tokens (B,) drawn from probabilities p (B, K) by inverting their cumulative sum at u (B,) in [0, 1)."""
+    """Tokens (B,) at which the cumulative sum of probabilities p (B, K) passes u (B,) in [0, 1)."""
     cumulative = p.double().cumsum(-1)
     u = u[:, None] * cumulative[:, -1:]  # rounding may leave the sum beside 1
     return torch.searchsorted(cumulative, u, right=True)[:, 0].clamp_max(p.shape[-1] - 1)
@@ -76,6 +78,8 @@ class SplitLinear(nn.Module):
     A matrix-vector product is bound by reading the matrix, and PyTorch's reads it with one thread.
     A batched product reads the parts at the same time.
     """
+
+    weight: Tensor
 
     def __init__(self, linear: nn.Linear):
         """Packs a copy of `linear`'s weight."""
@@ -122,7 +126,7 @@ class Decoder:
         ]
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits (B, K) of the token that follows `tokens` (B, n), those not yet seen by the decoder.
+        """Logits (B, K) of the token that follows `tokens` (B, n), as yet unseen ones.
 
         The first call takes the prefix, with n = 0 for none; later ones take the last token, n = 1.
         """
@@ -149,7 +153,7 @@ def sample_tokens(
     frames: Tensor | None = None,
     actions: Tensor | None = None,
 ) -> Tensor:
-    """Tokens (B, t, h, w), int64, of `batch` clips.
+    """Draws the tokens of `batch` clips.
 
     The random number behind a token depends on (seed, clip, position) only.
 
@@ -159,9 +163,14 @@ def sample_tokens(
         seed: any integer.
         rule: how tokens are chosen.
         prefix: (B, n) int64, the first n tokens in raster order, kept as they are.
-        first_clip: number of the batch's first clip, which differs where a large batch is cut in parts.
+        first_clip: number of the batch's first clip, where a larger batch is cut in parts.
         progress: bar to advance by one a drawn token.
-        labels, frames, actions: as `GPT.forward`.
+        labels: as `GPT.forward`.
+        frames: as `GPT.forward`.
+        actions: as `GPT.forward`.
+
+    Returns:
+        (B, t, h, w) int64.
 
     Raises:
         ValueError: if the prefix is too long, guidance is asked of a model without a null label, or

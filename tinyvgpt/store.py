@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 VERSION = 1  # of the layout of config.json
+C = TypeVar("C")  # a configuration, a dataclass
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -108,17 +110,19 @@ def read_config(folder: Path) -> dict:
     found = config.get("version") if isinstance(config, dict) else None
     if found != VERSION:
         raise ValueError(
-            f"{path} has version {found!r}, this tinyvgpt reads version {VERSION}; save the model again"
+            f"{path} has version {found!r}, this tinyvgpt reads version {VERSION}; "
+            "save the model again"
         )
     return config
 
 
-def build_config(cls: type, values: dict, where: str):
-    """Makes the dataclass `cls` of a config's values; ValueError names fields that it doesn't know."""
-    unknown = set(values) - {field.name for field in fields(cls)}
+def build_config(cls: type[C], values: dict, where: str) -> C:
+    """Makes the dataclass `cls` of a config's values; ValueError names fields it doesn't know."""
+    unknown = set(values) - {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if unknown:
         raise ValueError(
-            f"{where} has unknown fields {sorted(unknown)}; it may be of another version of tinyvgpt"
+            f"{where} has unknown fields {sorted(unknown)}; "
+            "it may be of another version of tinyvgpt"
         )
     return cls(**values)
 

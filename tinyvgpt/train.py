@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from tinyvgpt import counter, video
 from tinyvgpt.data import Dataset, batches
 from tinyvgpt.data.tokens import Tokens
+from tinyvgpt.gpt import GPT
 from tinyvgpt.run import Log, Run
 from tinyvgpt.videogpt import VideoGPT, evaluating
 from tinyvgpt.vqvae import VQVAE
@@ -97,11 +99,11 @@ class Stage:
     """What the loop needs to know of a stage."""
 
     module: nn.Module  # what is trained
-    loss: Callable[[nn.Module, Batch], dict[str, Tensor]]  # scalars to log; "loss" is minimised
+    loss: Callable[[Any, Batch], dict[str, Tensor]]  # scalars to log; "loss" is minimised
     unit: str  # what is counted a second
     units_per_clip: int
-    preview: Callable[[nn.Module, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
-    save: Callable[[nn.Module, Path], None]  # writes the model
+    preview: Callable[[Any, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
+    save: Callable[[Any, Path], None]  # writes the model
 
 
 def train_vqvae(
@@ -129,14 +131,14 @@ def train_vqvae(
     """
     check_data(data, vqvae)
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(model: VQVAE, batch: Batch) -> dict[str, Tensor]:
         result = model(video.to_model(batch["video"]))
         names = ("loss", "recon_loss", "commitment_loss", "perplexity", "used")
         metrics = {name: getattr(result, name) for name in names}
         mse = metrics["recon_loss"].detach() * vqvae.config.data_variance
         return {**metrics, "psnr": -10 * torch.log10(mse)}
 
-    def preview(model: nn.Module, batch: Batch) -> Tensor:
+    def preview(model: VQVAE, batch: Batch) -> Tensor:
         x = video.to_model(batch["video"])
         originals, decoded = (
             batch["video"].cpu(),
@@ -190,13 +192,13 @@ def train_gpt(
             given["actions"] = batch["action"]
         return given
 
-    def loss(gpt: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(gpt: GPT, batch: Batch) -> dict[str, Tensor]:
         tokens = batch["tokens"] if "tokens" in batch else encode(model.vqvae, batch)
         nats = gpt.loss(tokens, **conditions(batch))
         return {"loss": nats, "bits_per_token": nats.detach() / math.log(2)}
 
-    def preview(gpt: nn.Module, batch: Batch) -> Tensor:
-        # Actions, if the model takes them, are those of real clips; labels are left to the null one.
+    def preview(gpt: GPT, batch: Batch) -> Tensor:
+        # What the model is conditioned on comes from real clips.
         joined = VideoGPT(model.vqvae, gpt, model.label_names)
         actions = batch["action"] if gpt_config.action_dim else None
         frames = batch["video"][:, : gpt_config.cond_frames] if gpt_config.cond_frames else None
@@ -205,7 +207,7 @@ def train_gpt(
             PREVIEWED, frames=frames, labels=labels_, actions=actions, seed=config.seed
         )
 
-    def save(gpt: nn.Module, folder: Path) -> None:
+    def save(gpt: GPT, folder: Path) -> None:
         VideoGPT(model.vqvae, gpt, model.label_names).save(folder)
 
     stage = Stage(model.gpt, loss, "tokens", gpt_config.tokens, preview, save)
@@ -241,7 +243,7 @@ def check_data(data: Dataset, vqvae: VQVAE) -> None:
 
 def fit(
     stage: Stage, data: Dataset, config: TrainConfig, out: str | Path, validation: Dataset | None
-):
+) -> Any:
     """Trains `stage.module`; returns it, or its averaged copy, in evaluation mode."""
     out, device = Path(out), config.torch_device()
     out.mkdir(parents=True, exist_ok=True)
@@ -299,7 +301,8 @@ def validate(
     stage: Stage, module: nn.Module, data: Dataset, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
     """Means of the metrics over the validation clips, as `val_…`."""
-    sums, clips = {}, 0
+    sums: dict[str, Tensor] = {}
+    clips = 0
     with torch.no_grad(), evaluating(module):
         for batch in fixed_clips(data, config.validation_clips, config.batch_size, device):
             size = len(next(iter(batch.values())))

@@ -52,7 +52,7 @@ class _PlaceholderType(type):
             raise UnsafeCheckpoint(
                 f"the checkpoint asks to call {cls.__name__}, which reading weights never needs"
             )
-        return cls.__new__(cls)
+        return cls.__new__(cls)  # type: ignore[call-overload]
 
 
 class _Placeholder(metaclass=_PlaceholderType):
@@ -175,7 +175,7 @@ def load(path: str | Path) -> VQVAE | VideoGPT:
     """Loads a checkpoint file of the original, a VQ-VAE's or a GPT's.
 
     Raises:
-        ValueError: as `read`, `vqvae_from` and `gpt_from`, and if the file lacks weights or settings.
+        ValueError: as `read`, `vqvae_from`, `gpt_from`, and if weights or settings are missing.
     """
     checkpoint = read(path)
     state = checkpoint.get("state_dict")
@@ -248,7 +248,7 @@ def vqvae_from(args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> VQV
 def gpt_from(
     args: Mapping[str, Any], vqvae_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]
 ) -> VideoGPT:
-    """A VideoGPT, in evaluation mode, of the original's settings and GPT state dict (original names).
+    """A VideoGPT, in evaluation mode, of the original's settings and GPT state dict.
 
     Raises:
         ValueError: if a setting is missing, or tensors are missing, extra or misshapen.
@@ -323,7 +323,7 @@ def _fuse_axial(state: dict[str, Tensor], block: str) -> None:
         return  # `fill` names what is missing
     state[f"{block}qkv.weight"] = torch.cat([state.pop(name) for name in names])
     state[f"{block}out.weight"] = torch.cat([state.pop(f"{axis}fc.weight") for axis in axes], dim=1)
-    state[f"{block}out.bias"] = sum(state.pop(f"{axis}fc.bias") for axis in axes)
+    state[f"{block}out.bias"] = torch.stack([state.pop(f"{axis}fc.bias") for axis in axes]).sum(0)
 
 
 def _rename_gpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,7 +332,7 @@ def _rename_gpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = [name.replace("w_qs", part) for part in ("w_qs", "w_ks", "w_vs")]
         if all(part in state for part in parts):
             state[name.replace("w_qs", "qkv")] = torch.cat([state.pop(part) for part in parts])
-    for name in [n for n in state if n.endswith("norm.w.weight") or n.endswith("norm.wb.weight")]:
+    for name in [n for n in state if n.endswith(("norm.w.weight", "norm.wb.weight"))]:
         state[name] = state[name].T.contiguous()  # (width, classes): a table of classes, transposed
     state = _number_frame_blocks(state)
     rules = [

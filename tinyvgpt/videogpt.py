@@ -2,12 +2,12 @@
 
 Source: VideoGPT (Yan et al. 2021), fig. 2.
 
-Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · K codes · n given frames ·
-A action dim.
+Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · K codes ·
+n given frames · A action dim.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -61,7 +61,7 @@ class VideoGPT(nn.Module):
         labels: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, t, h, w, K) of tokens (B, t, h, w), each given the earlier ones; see `GPT.forward`."""
+        """Logits (B, t, h, w, K) of tokens (B, t, h, w) given earlier ones; see `GPT.forward`."""
         return self.gpt(tokens, labels=labels, frames=frames, actions=actions)
 
     def sample(
@@ -82,13 +82,18 @@ class VideoGPT(nn.Module):
         """Generates clips.
 
         Args:
-            n: number of clips; by default as many as frames, labels or actions are given for, else 1.
-            frames: uint8 (B, n, H, W, C), or (n, H, W, C) for all clips: how the clips begin. They come
-                back as given. A model with a frame encoder takes its `cond_frames`; a model with a
-                `causal_time` tokenizer takes any whole number of latent frames, kept as a token prefix.
+            n: number of clips; by default as many as frames, labels or actions are given for,
+                else 1.
+            frames: uint8 (B, n, H, W, C), or (n, H, W, C) for all clips: how the clips begin. They
+                come back as given. A model with a frame encoder takes its `cond_frames`; a model
+                with a `causal_time` tokenizer takes any whole number of latent frames, kept as a
+                token prefix.
             labels: index or name of a class, or one for each clip.
             actions: float (B, T, A), or (T, A) for all clips.
-            temperature, top_k, top_p, guidance: see `SamplingRule`.
+            temperature: see `SamplingRule`, as for the next three.
+            top_k: keeps the likeliest k tokens.
+            top_p: keeps the likeliest tokens that together reach this probability.
+            guidance: 1 is off.
             seed: of the random draws; by default a new one every time. The same seed gives the same
                 clips on the same kind of machine.
             batch_size: clips decoded together.
@@ -98,21 +103,21 @@ class VideoGPT(nn.Module):
             uint8 (n, T, H, W, C).
 
         Raises:
-            ValueError: for conditions that the model can't use, or whose shape or range is not the model's.
+            ValueError: for conditions that the model can't use, or of another shape or range.
         """
         rule = SamplingRule(temperature, top_k, top_p, guidance)
         frames = frames[None] if frames is not None and frames.ndim == 4 else frames
         actions = actions[None] if actions is not None and actions.ndim == 2 else actions
-        labels = self.label_indices(labels)
-        n = self._batch(n, frames=frames, labels=labels, actions=actions)
+        label = self.label_indices(labels)
+        n = self._batch(n, frames=frames, labels=label, actions=actions)
         expand = lambda x: x if x is None or len(x) == n else repeat(x, "1 ... -> n ...", n=n)  # noqa: E731
-        frames, labels, actions = expand(frames), expand(labels), expand(actions)
+        frames, label, actions = expand(frames), expand(label), expand(actions)
         seed = secrets.randbits(63) if seed is None else seed
         with evaluating(self), torch.no_grad():
             x = None if frames is None else video.to_model(frames).to(self.device)
             encoder_frames, prefix = self._given(x)
             drawn = self.gpt.config.tokens - (0 if prefix is None else prefix.shape[1])
-            clips = []
+            parts = []
             with tqdm(total=drawn * -(-n // batch_size), unit="token", disable=not progress) as bar:
                 for start in range(0, n, batch_size):
                     part = slice(start, start + batch_size)
@@ -125,11 +130,11 @@ class VideoGPT(nn.Module):
                         progress=bar,
                         prefix=_part(prefix, part),
                         frames=_part(encoder_frames, part),
-                        labels=_part(labels, part, self.device),
+                        labels=_part(label, part, self.device),
                         actions=_part(actions, part, self.device),
                     )
-                    clips.append(video.to_uint8(self.vqvae.decode(tokens)).cpu())
-        clips = torch.cat(clips)
+                    parts.append(video.to_uint8(self.vqvae.decode(tokens)).cpu())
+        clips = torch.cat(parts)
         if frames is not None:
             clips[:, : frames.shape[1]] = frames
         return clips
@@ -148,7 +153,7 @@ class VideoGPT(nn.Module):
     def label_indices(
         self, labels: int | str | Sequence[int | str] | Tensor | None
     ) -> Tensor | None:
-        """Class indices (B,), int64, of indices or names; a name may be read backwards ("73" is "37").
+        """Class indices (B,), int64, of indices or names; "73" finds "37", its reverse.
 
         Raises:
             ValueError: for a name that no class has.
@@ -165,7 +170,7 @@ class VideoGPT(nn.Module):
         Raises:
             OSError: if writing fails; a model that was in the folder stays whole.
         """
-        config = {"vqvae": asdict(self.vqvae.config), "gpt": asdict(self.gpt.config)}
+        config: dict = {"vqvae": asdict(self.vqvae.config), "gpt": asdict(self.gpt.config)}
         if self.label_names:
             config["label_names"] = list(self.label_names)
         weights = {"vqvae": weights_of(self.vqvae, dtype), "gpt": weights_of(self.gpt, dtype)}
@@ -173,7 +178,7 @@ class VideoGPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VideoGPT":
-        """Loads a model, in evaluation mode: a folder, a shipped model's name, or a hub id ("user/model").
+        """Loads a model, in evaluation mode: a folder, shipped name, or hub id ("user/model").
 
         Raises:
             ValueError: if there is no such model, or its files are damaged or of another version.
@@ -219,7 +224,7 @@ class VideoGPT(nn.Module):
         return n
 
     def _given(self, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """First frames (B, C, n, H, W) as (input of the frame encoder, token prefix (B, tokens))."""
+        """First frames (B, C, n, H, W) as (frame encoder's input, token prefix (B, tokens))."""
         if x is None:
             return None, None
         gpt, vqvae = self.gpt.config, self.vqvae.config
@@ -230,12 +235,14 @@ class VideoGPT(nn.Module):
             or count > vqvae.frames
         ):
             raise ValueError(
-                f"frames have {count} × {x.shape[3]} × {x.shape[4]} × {x.shape[1]} (n, H, W, C), the model needs at "
-                f"most {vqvae.frames} × {vqvae.resolution} × {vqvae.resolution} × {vqvae.channels}"
+                f"frames have {count} × {x.shape[3]} × {x.shape[4]} × {x.shape[1]} (n, H, W, C), "
+                f"the model needs at most {vqvae.frames} × {vqvae.resolution} × {vqvae.resolution} "
+                f"× {vqvae.channels}"
             )
         if not gpt.cond_frames and not vqvae.causal_time:
             raise ValueError(
-                "the model can't continue frames: it has no frame encoder, and its tokenizer isn't causal_time"
+                "the model can't continue frames: it has no frame encoder "
+                "and its tokenizer isn't causal_time"
             )
         if gpt.cond_frames and count != gpt.cond_frames:
             raise ValueError(
@@ -250,7 +257,7 @@ class VideoGPT(nn.Module):
 
 
 @contextmanager
-def evaluating(module: nn.Module):
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module in evaluation mode for a block, then back as it was."""
     training = {m: m.training for m in module.modules()}
     module.eval()

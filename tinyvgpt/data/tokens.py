@@ -25,7 +25,7 @@ class Tokens:
         resolution: int,
         label_names: Sequence[str] | None = None,
     ):
-        """Takes all clips as one batch: tokens (n, t, h, w), and label (n,) and action (n, T, A) if any.
+        """Takes all clips as one batch: tokens (n, t, h, w), maybe label (n,), action (n, T, A).
 
         Raises:
             ValueError: if their lengths differ.
@@ -44,7 +44,7 @@ class Tokens:
     def batch(
         self, indices: Sequence[int] | np.ndarray | Tensor, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
-        """Return tokens (B, t, h, w) int64, and label and action, of the clips with these indices."""
+        """Return tokens (B, t, h, w) int64, label and action of the clips with these indices."""
         chosen = torch.as_tensor(np.asarray(indices), device=self._all["tokens"].device)
         batch = {name: value[chosen].to(device) for name, value in self._all.items()}
         return {**batch, "tokens": batch["tokens"].long()}
