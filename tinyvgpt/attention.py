@@ -30,7 +30,7 @@ def attend(
         k: keys (B, nh, M, d).
         v: values (B, nh, M, dv).
         causal: query i sees keys 0 … M - N + i (aligned at the end, as in cached decoding).
-        mask: bool, broadcastable to (B, nh, N, M), true where a query may look; instead of `causal`.
+        mask: bool, broadcastable to (B, nh, N, M), true where a query may look; not with `causal`.
         dropout: probability with which a softmaxed weight is dropped.
 
     Returns:
@@ -65,7 +65,7 @@ def project(dim_in: int, dim_out: int, std: float, *, bias: bool = False) -> nn.
 
 
 class StridedLayout:
-    """Which blocks of 32 tokens attend to which: the strided pattern of Sparse Transformers for video.
+    """Which blocks of 32 tokens attend to which: Sparse Transformers' strided pattern, for video.
 
     The raster sequence is cut in blocks. A block row r attends to block column c ≤ r if it is local
     (c ≥ r - 4), or if the two blocks' grid coordinates differ along at most one axis other than the
@@ -81,7 +81,11 @@ class StridedLayout:
     local = 4  # so many blocks before the diagonal one are always seen
 
     def __init__(self, shape: tuple[int, int, int]):
-        """Builds the layout for a latent grid `shape` (t, h, w); ValueError if blocks don't fit it."""
+        """Builds the layout for a latent grid `shape` (t, h, w).
+
+        Raises:
+            ValueError: if blocks don't fit it.
+        """
         n = math.prod(shape)
         grid = self.block_grid(shape)
         rows = torch.arange(n // self.block)
@@ -96,15 +100,16 @@ class StridedLayout:
 
     @classmethod
     def block_grid(cls, shape: tuple[int, int, int]) -> tuple[int, ...]:
-        """The grid of blocks: leading axes as they are, trailing ones merged until they exceed a block."""
+        """The grid of blocks: leading axes as they are, trailing ones merged."""
         for axis in reversed(range(len(shape))):
             product = math.prod(shape[axis:])
             if product > cls.block:
                 break
         if math.prod(shape) % cls.block or product % cls.block:
             raise ValueError(
-                f"strided attention cuts tokens in blocks of {cls.block}: latent shape {tuple(shape)} has "
-                f"{math.prod(shape)} tokens and trailing product {product}; both must be multiples of {cls.block}"
+                f"strided attention cuts tokens in blocks of {cls.block}: latent shape "
+                f"{tuple(shape)} has {math.prod(shape)} tokens and trailing product {product}; "
+                f"both must be multiples of {cls.block}"
             )
         return (*shape[:axis], product // cls.block)
 
@@ -120,7 +125,7 @@ class StridedLayout:
 
 
 class LayerCache:
-    """Keys and values of one layer for the tokens decoded so far, and of the memory it cross-attends to.
+    """Keys and values of one layer: of the tokens decoded so far, and of the memory it looks at.
 
     Attributes:
         k, v: (B, nh, N, d), filled up to `length`.
@@ -135,7 +140,7 @@ class LayerCache:
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values (B, nh, n, d) of the next n tokens; returns those of all tokens so far."""
+        """Stores keys and values (B, nh, n, d) of the next n tokens; returns all so far."""
         start, self.length = self.length, self.length + k.shape[2]
         self.k[:, :, start : self.length] = k
         self.v[:, :, start : self.length] = v
@@ -149,7 +154,7 @@ class CausalSelfAttention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, *, layers: int, dropout: float = 0.0):
-        """`layers` is the depth of the network it stands in; `dropout` acts on softmaxed weights."""
+        """`layers` is the whole network's depth; `dropout` acts on softmaxed weights."""
         super().__init__()
         check_heads(width, heads)
         self.heads, self.dropout = heads, dropout
@@ -159,7 +164,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, layout: StridedLayout | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        """Maps (B, N, D) to (B, N, D). With a cache, x holds the next N tokens of a longer sequence."""
+        """Maps (B, N, D) to (B, N, D); with a cache, x holds the next N tokens of a sequence."""
         q, k, v = rearrange(self.qkv(x), "b n (qkv nh d) -> qkv b nh n d", qkv=3, nh=self.heads)
         start = 0 if cache is None else cache.length
         if cache is not None:
@@ -176,13 +181,13 @@ class CausalSelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from a sequence of width D to a memory of width Dm, every position visible.
+    """Multi-head attention from a sequence of width D to a memory of width Dm, all of it visible.
 
     Queries and keys are D wide, values Dm wide, as in VideoGPT's frame conditioning.
     """
 
     def __init__(self, width: int, memory_width: int, heads: int, *, layers: int):
-        """`layers` is the depth of the network it stands in (it scales the output's initialisation)."""
+        """`layers` is the whole network's depth; it scales the output's initialisation."""
         super().__init__()
         check_heads(width, heads)
         check_heads(memory_width, heads)
@@ -211,8 +216,8 @@ class CrossAttention(nn.Module):
 class AxialAttention(nn.Module):
     """Sum of three self-attentions over a video: along time, along height and along width.
 
-    A position attends to the T + H + W positions that share two of its coordinates rather than to all
-    T·H·W (Ho et al. 2019; VideoGPT §3.1). Each axis has its own projections; they are stored fused:
+    A position attends to the T + H + W positions that share two of its coordinates rather than to
+    all T·H·W (Ho et al. 2019; VideoGPT §3.1). Each axis has its own projections, stored fused:
     `qkv` holds axis (t, h, w) × (q, k, v) × head × d output rows, and since the axes' outputs are
     summed, their output projections are one matrix over their concatenation.
     """

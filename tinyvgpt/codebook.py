@@ -1,7 +1,7 @@
 """The codebook: vector quantisation whose codes follow the encoder by moving averages.
 
-Chapter 04 builds this file. Source: van den Oord et al. 2017, §3.2 and appendix A.1, with VideoGPT's
-first-batch initialisation and its restarts of unused codes.
+Chapter 04 builds this file. Source: van den Oord et al. 2017, §3.2 and appendix A.1, with
+VideoGPT's first-batch initialisation and its restarts of unused codes.
 
 Shapes: B batch · t h w latent grid · M = B·t·h·w vectors · K codes · D code dim.
 """
@@ -14,39 +14,41 @@ from einops import rearrange
 from torch import Tensor, nn
 
 ROWS_AT_A_TIME = 16384  # vectors compared with all codes at once: bounds the (rows, K) distances
-RESTARTED_COUNT = (
-    2.0  # an unused restarted code lasts ln 2 / (1 - decay) ≈ 69 updates before the next restart
-)
+# An unused restarted code lasts ln 2 / (1 - decay) ≈ 69 updates before the next restart.
+RESTARTED_COUNT = 2.0
 
 
 class Quantized(NamedTuple):
     """What quantising a batch gives."""
 
-    vectors: Tensor  # (B, D, t, h, w), the nearest codes; the gradient passes straight through to the input
+    vectors: Tensor  # (B, D, t, h, w), the nearest codes; gradients pass straight through to z
     tokens: Tensor  # (B, t, h, w) int64, their indices
-    commitment_loss: Tensor  # scalar, commitment · MSE(input, codes)
+    commitment_loss: Tensor  # scalar, commitment · MSE(z, codes)
     perplexity: Tensor  # scalar in [1, K], exp of the entropy of this batch's code usage
     used: Tensor  # scalar in [0, 1], share of the codes that this batch uses
 
 
 class Codebook(nn.Module):
-    """K code vectors, the running count of vectors assigned to each, and the running sum of those vectors.
+    """K code vectors, with a running count and a running sum of the vectors assigned to each.
 
-    A code is the (smoothed) mean of the vectors lately assigned to it. Until the first training batch
-    all counts are zero; that batch initialises the codes. Counts and sums are part of the state dict,
-    so training resumes with the same codebook.
+    A code is the (smoothed) mean of the vectors lately assigned to it. Until the first training
+    batch all counts are zero; that batch initialises the codes. Counts and sums are part of the
+    state dict, so training resumes with the same codebook.
     """
 
+    codes: Tensor  # (K, D)
+    count: Tensor  # (K,)
+    total: Tensor  # (K, D)
+
     def __init__(self, codes: int, dim: int, *, decay: float = 0.99, commitment: float = 0.25):
-        """Makes `codes` random vectors of `dim` channels; `decay` is that of the moving averages."""
+        """Makes `codes` random vectors of `dim` channels; `decay` is the moving averages'."""
         super().__init__()
         self.decay, self.commitment = decay, commitment
         self.register_buffer("codes", torch.randn(codes, dim))
         self.register_buffer("count", torch.zeros(codes))
         self.register_buffer("total", torch.zeros(codes, dim))
-        self._initialised = (
-            False  # cache of `count.any()`, so that training doesn't wait for the device
-        )
+        # A cache of `count.any()`, so that training doesn't wait for the device.
+        self._initialised = False
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantises z (B, D, t, h, w); in training mode also moves the codes towards z.
@@ -92,7 +94,7 @@ class Codebook(nn.Module):
         return torch.cat([torch.addmm(norms, r, self.codes.T, alpha=-2).argmin(1) for r in rows])
 
     def _candidates(self, flat: Tensor) -> Tensor:
-        """K distinct, randomly chosen rows of `flat` (M, D); tiled, with a little noise, if M < K."""
+        """K distinct, randomly chosen rows of `flat` (M, D); tiled, with some noise, if M < K."""
         k, dim = self.codes.shape
         if len(flat) < k:
             flat = flat.repeat(-(-k // len(flat)), 1)
@@ -109,14 +111,14 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor, usage: Tensor) -> None:
-        """Moves counts, sums and codes by one batch (van den Oord et al. 2017, eq. 6–8), restarts dead codes."""
+        """Moves the codebook by one batch (van den Oord et al. 2017, A.1); restarts dead codes."""
         total = torch.zeros_like(self.total).index_add_(0, tokens, flat)
         self.count.lerp_(usage, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
         n = self.count.sum()
         smoothed = (self.count + 1e-7) / (n + len(self.count) * 1e-7) * n  # no division by zero
         self.codes.copy_(self.total / smoothed[:, None])
-        # A restarted code gets a count and a sum of its own, or the next update would undo the restart.
+        # A restarted code gets a count and a sum of its own, or the next update would undo it.
         dead = self.count < 1
         fresh = self._candidates(flat)
         self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))

@@ -1,11 +1,13 @@
-"""What a clip can be conditioned on: a class label, its first frames, the actions that lead through it.
+"""What a clip can be conditioned on: a class label, its first frames, actions.
 
-Chapter 11 builds this file. Labels and frames follow VideoGPT (§3.3 and the released code); actions are
-described in the paper and were never released.
+Chapter 11 builds this file. Labels and frames follow VideoGPT (§3.3 and the released code); actions
+are described in the paper and were never released.
 
-Shapes: B batch · C channels · n given frames · T H W frames and pixels · t latent frames · D width ·
-Dm memory width · A action dim.
+Shapes: B batch · C channels · n given frames · T H W frames and pixels · t latent frames ·
+D width · Dm memory width · A action dim.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,16 @@ BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # residual bloc
 
 
 class LayerNorm(nn.Module):
-    """Layer norm whose gain and bias may depend on the class: (x - μ)·(1e-5 + 1/√var)·g + b, in float32.
+    """Layer norm, (x - μ)·(1e-5 + 1/√var)·g + b in float32, whose g and b may depend on the class.
 
-    Without classes g and b are learned vectors. With them g = 1 + gain[y] and b = bias[y], and a null
-    class, if there is one, is the last index. The epsilon stands where the original has it: beside the
-    root, not under it, which matters where the variance is small. Constant input gives b.
+    Without classes g and b are learned vectors. With them g = 1 + gain[y] and b = bias[y], and a
+    null class, if there is one, is the last index. The epsilon stands where the original has it:
+    beside the root, not under it, which matters where the variance is small. Constant input
+    gives b.
     """
+
+    gain: Any  # nn.Embedding with classes, nn.Parameter without
+    bias: Any
 
     def __init__(self, width: int, classes: int = 0):
         """`classes` counts the null class, if there is one; 0 for an unconditional norm."""
@@ -86,14 +92,16 @@ class FrameBlock(nn.Module):
 class FrameEncoder(nn.Module):
     """A 3D ResNet that turns the first n frames of a clip into a memory to attend to.
 
-    Time is kept, height and width are divided by 4. With the original's depth 34 and width 64 the four
-    groups have 64, 128, 256 and 240 channels.
+    Time is kept, height and width are divided by 4. With the original's depth 34 and width 64 the
+    four groups have 64, 128, 256 and 240 channels.
     """
 
     def __init__(
         self, channels: int, frames: int, resolution: int, *, depth: int = 34, width: int = 64
     ):
-        """`frames` given frames of `resolution` pixels; `depth` 10, 18 or 34; `width` a multiple of 4.
+        """For `frames` given frames of `resolution` pixels, with a stem of `width` channels.
+
+        `depth` is 10, 18 or 34, `width` a multiple of 4.
 
         Raises:
             ValueError: for another depth, width, or a resolution that isn't a multiple of 4.
@@ -137,16 +145,16 @@ class FrameEncoder(nn.Module):
 
 
 def memory_width(width: int) -> int:
-    """Channels of the frame encoder's output: 240 for the original's width 64, always divisible by 3."""
+    """Channels of the frame encoder's output: 240 for the original's width 64; divisible by 3."""
     return 15 * width // 4
 
 
 class ActionEmbedding(nn.Module):
     """Projects the actions that lead to each latent frame into the transformer's width.
 
-    Action i of a clip leads from frame i to frame i + 1. A latent frame of f frames is led to by the f
-    actions before each of its frames; before the very first frame stands a zero. The projection starts
-    at zero, so a model gains actions without forgetting what it knows.
+    Action i of a clip leads from frame i to frame i + 1. A latent frame of f frames is led to by
+    the f actions before each of its frames; before the very first frame stands a zero. The
+    projection starts at zero, so a model gains actions without forgetting what it knows.
     """
 
     def __init__(self, action_dim: int, frames: int, latent_frames: int, width: int):

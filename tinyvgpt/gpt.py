@@ -1,14 +1,15 @@
 """Stage 2: a transformer that predicts the next token of a clip.
 
-Chapters 08 and 09 build this file. Source: VideoGPT (Yan et al. 2021), §3.2 and its released code; label
-and frame dropout and actions are ours.
+Chapters 08 and 09 build this file. Source: VideoGPT (Yan et al. 2021), §3.2 and its released code;
+label and frame dropout and actions are ours.
 
-Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width · nh heads ·
-n given frames · A action dim.
+Shapes: B batch · t h w latent grid · N = t·h·w tokens in raster order · K codes · D width ·
+nh heads · n given frames · A action dim.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,15 +47,11 @@ class GPTConfig:
     attn_dropout: float = 0.3  # on softmaxed weights of full self-attention
     attention: str = "full"  # "full" or "strided" (sparse)
     classes: int = 0  # labels to condition on; 0 for none
-    label_dropout: float = (
-        0.0  # share of labels hidden in training; above 0 the model has a null label
-    )
+    label_dropout: float = 0.0  # share of labels hidden in training; above 0 there is a null label
     cond_frames: int = 0  # first frames to condition on through the frame encoder; 0 for none
     cond_depth: int = 34  # of the frame encoder's ResNet: 10, 18 or 34
     cond_width: int = 64  # channels of its stem
-    frame_dropout: float = (
-        0.0  # share of first frames hidden in training; above 0 they may be left out
-    )
+    frame_dropout: float = 0.0  # share of first frames hidden in training; above 0: may be left out
     action_dim: int = 0  # A, floats a frame to condition on; 0 for none
     checkpointing: bool = False  # recompute blocks in the backward pass to save memory
 
@@ -88,8 +85,13 @@ class GPTConfig:
         """N, tokens of a clip."""
         return math.prod(self.latent_shape)
 
+    @property
+    def norm_classes(self) -> int:
+        """Classes that layer norms tell apart: `classes`, and one for the null label."""
+        return self.classes + (self.label_dropout > 0) if self.classes else 0
+
     @classmethod
-    def for_vqvae(cls, vqvae: VQVAEConfig, **fields) -> "GPTConfig":
+    def for_vqvae(cls, vqvae: VQVAEConfig, **fields: Any) -> "GPTConfig":
         """A configuration that fits the tokens of `vqvae`; `fields` set the rest."""
         names = ("codes", "code_dim", "frames", "resolution", "channels")
         return cls(
@@ -123,11 +125,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: causal self-attention, attention to given frames (by choice), MLP."""
+    """Pre-norm block: causal self-attention, attention to given frames (by choice), MLP."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        classes = config.classes + (config.label_dropout > 0) if config.classes else 0
+        classes = config.norm_classes
         attn_dropout = config.attn_dropout if config.attention == "full" else 0.0
         self.norm_attn = LayerNorm(config.width, classes)
         self.attn = CausalSelfAttention(
@@ -149,7 +151,7 @@ class Block(nn.Module):
         layout: StridedLayout | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Maps (B, N, D) to the same shape; with a cache, x holds the next tokens of a longer sequence."""
+        """Maps (B, N, D) to the same shape; with a cache, x holds the next N tokens."""
         labels = condition.labels
         x = x + self.dropout(self.attn(self.norm_attn(x, labels), layout, cache))
         if condition.memory is not None:
@@ -162,6 +164,8 @@ class GPT(nn.Module):
 
     It reads tokens as the tokenizer's code vectors, of which it keeps a (frozen) copy in `codes`.
     """
+
+    codes: Tensor  # (K, code_dim)
 
     def __init__(self, config: GPTConfig = GPTConfig(), codes: Tensor | None = None):
         """Builds the model with fresh weights, for tokens of the codebook `codes` (K, code_dim).
@@ -183,9 +187,7 @@ class GPT(nn.Module):
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         self.positions = AxisPositions(config.latent_shape, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = LayerNorm(
-            config.width, self.blocks[0].norm_attn.classes if config.layers else 0
-        )
+        self.norm = LayerNorm(config.width, config.norm_classes)
         self.token_out = project(config.width, config.codes, 0.0)
         self.layout = StridedLayout(config.latent_shape) if config.attention == "strided" else None
         if config.cond_frames:
@@ -196,9 +198,7 @@ class GPT(nn.Module):
                 depth=config.cond_depth,
                 width=config.cond_width,
             )
-            if (
-                config.frame_dropout
-            ):  # what stands in the memory when the first frames are not given
+            if config.frame_dropout:  # the memory of a clip whose first frames are not given
                 self.null_frames = nn.Parameter(torch.zeros(self.frame_encoder.memory_width))
         if config.action_dim:
             self.action_embedding = ActionEmbedding(
@@ -229,21 +229,20 @@ class GPT(nn.Module):
         """
         if tuple(tokens.shape[1:]) != self.config.latent_shape:
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}, the model needs (B, *{self.config.latent_shape})"
+                f"tokens have shape {tuple(tokens.shape)}, the model needs (B, t, h, w) with "
+                f"(t, h, w) = {self.config.latent_shape}"
             )
+        # Elsewhere looking at values would stall the device.
         if not torch.compiler.is_compiling() and tokens.device.type == "cpu":
-            check_tokens(
-                tokens, self.config.codes
-            )  # elsewhere looking at values would stall the device
+            check_tokens(tokens, self.config.codes)
         condition = self.condition(len(tokens), labels=labels, frames=frames, actions=actions)
         x = self.token_in(F.embedding(tokens.flatten(1), self.codes))  # (B, N, D)
-        x = torch.cat(
-            [self.start.expand(len(x), 1, -1).type_as(x), x[:, :-1]], dim=1
-        )  # predict from earlier tokens
+        start = self.start.expand(len(x), 1, -1).type_as(x)
+        x = torch.cat([start, x[:, :-1]], dim=1)  # each token is predicted from earlier ones
         logits = self.decode(x + self.offsets(condition).type_as(x), condition)
         return logits.view(*tokens.shape, -1)
 
-    def loss(self, tokens: Tensor, **condition) -> Tensor:
+    def loss(self, tokens: Tensor, **condition: Tensor | None) -> Tensor:
         """Mean cross-entropy, nats a token (scalar); arguments as `forward`."""
         logits = self(tokens, **condition)
         return F.cross_entropy(logits.flatten(0, -2).float(), tokens.flatten())
@@ -256,7 +255,7 @@ class GPT(nn.Module):
         frames: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> Condition:
-        """Encodes what a batch of `batch` clips is conditioned on; in training mode hides some of it.
+        """Encodes what `batch` clips are conditioned on; in training mode hides some of it.
 
         Raises:
             ValueError: if something the model needs is missing, something it can't use is given, a
@@ -267,7 +266,7 @@ class GPT(nn.Module):
         )
 
     def offsets(self, condition: Condition) -> Tensor:
-        """What is added to the input at every position: where it is, and the actions that lead to it.
+        """What is added to the input at each position: where it is, and the actions leading there.
 
         Returns:
             (1, N, D), or (B, N, D) with actions.
@@ -285,13 +284,14 @@ class GPT(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits (B, n, K) of the next n positions of the raster sequence, or (B, 1, K) of the last of them.
+        """Logits (B, n, K) of the next n positions of the raster sequence, or of the last of them.
 
         Args:
-            x: (B, n, D), at each position the projected code of the token *before* it plus its offset.
+            x: (B, n, D), at each position the projected code of the token *before* it, plus its
+                offset.
             condition: from `condition`.
             caches: one a layer, holding the earlier positions; without them x starts the sequence.
-            last_only: leaves out the logits of all but the last position.
+            last_only: leaves out the logits of all but the last position, giving (B, 1, K).
         """
         for i, block in enumerate(self.blocks):
             if self.config.checkpointing and self.training:
@@ -311,7 +311,8 @@ class GPT(nn.Module):
         if labels is None:
             if not config.label_dropout:
                 raise ValueError(
-                    f"the model is class-conditional and has no null label: give labels 0 to {config.classes - 1}"
+                    "the model is class-conditional and has no null label: "
+                    f"give labels 0 to {config.classes - 1}"
                 )
             return torch.full((batch,), config.classes, device=self.codes.device)
         if labels.shape != (batch,) or labels.dtype != torch.int64:
@@ -319,11 +320,11 @@ class GPT(nn.Module):
                 f"labels are {labels.dtype} {tuple(labels.shape)}, must be int64 ({batch},)"
             )
         highest = config.classes - (config.label_dropout == 0)
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            if batch and (labels.min() < 0 or labels.max() > highest):
-                raise ValueError(
-                    f"labels range from {labels.min()} to {labels.max()}, the model has 0 to {highest}"
-                )
+        visible = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if visible and batch and (labels.min() < 0 or labels.max() > highest):
+            raise ValueError(
+                f"labels range from {labels.min()} to {labels.max()}, the model has 0 to {highest}"
+            )
         if self.training and config.label_dropout:
             hidden = torch.rand(batch, device=labels.device) < config.label_dropout
             labels = labels.masked_fill(hidden, config.classes)
@@ -360,7 +361,8 @@ class GPT(nn.Module):
             return None
         if actions is None:
             raise ValueError(
-                f"the model is action-conditional: give actions (B, {self.config.frames}, {self.config.action_dim})"
+                "the model is action-conditional: give actions "
+                f"(B, {self.config.frames}, {self.config.action_dim})"
             )
         if len(actions) != batch:
             raise ValueError(f"actions of {len(actions)} clips are given for {batch} clips")

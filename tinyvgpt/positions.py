@@ -13,12 +13,13 @@ def check_axes(width: int, axes: int = 3) -> None:
     """Raises ValueError unless every axis gets the same share of the channels."""
     if width < 1 or width % axes:
         raise ValueError(
-            f"width {width} is not divisible by the {axes} axes (t, h, w); choose a multiple of {axes}"
+            f"width {width} is not divisible by the {axes} axes (t, h, w); "
+            f"choose a multiple of {axes}"
         )
 
 
 class AxisPositions(nn.Module):
-    """Position (t, h, w) is marked by the concatenation of row t, row h and row w of three tables."""
+    """A position is marked by rows t, h and w of three tables, one after the other."""
 
     def __init__(self, shape: tuple[int, int, int], width: int):
         """Tables of shape (axis length, width / 3), drawn from N(0, 0.01²)."""

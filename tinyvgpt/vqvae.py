@@ -1,9 +1,10 @@
 """Stage 1: a 3D VQ-VAE, clip ⇄ tokens.
 
-Chapters 03 and 06 build this file. Source: VideoGPT (Yan et al. 2021), §3.1 and its released code; the
-field `causal_time` is ours.
+Chapters 03 and 06 build this file. Source: VideoGPT (Yan et al. 2021), §3.1 and its released code;
+the field `causal_time` is ours.
 
-Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · D hidden channels · K codes.
+Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · D hidden channels ·
+K codes.
 """
 
 import math
@@ -69,9 +70,9 @@ class VQVAEConfig:
 
     @property
     def strides(self) -> list[Triple]:
-        """Strides of the encoder's convolutions, first to last: 2 along axes with halvings left, else 1."""
-        halvings = [int(math.log2(f)) for f in self.downsample]
-        return [tuple(2 if i < n else 1 for n in halvings) for i in range(max(halvings))]
+        """Strides of the encoder's convolutions: 2 along axes with halvings left, else 1."""
+        t, h, w = (int(math.log2(f)) for f in self.downsample)
+        return [(1 + (i < t), 1 + (i < h), 1 + (i < w)) for i in range(max(t, h, w))]
 
 
 class VQVAEOutput(NamedTuple):
@@ -100,15 +101,16 @@ class SameConv3d(nn.Conv3d):
         kernel: int,
         stride: Triple = (1, 1, 1),
         *,
-        causal_time=False,
-        bias=True,
+        causal_time: bool = False,
+        bias: bool = True,
     ):
         front = [(kernel - s + 1) // 2 for s in stride]
         behind = [(kernel - s) // 2 for s in stride]
         if causal_time:
             front[0], behind[0] = kernel - stride[0], 0
         # The part common to both sides needs no copy of the input: the convolution pads by itself.
-        super().__init__(dim_in, dim_out, kernel, stride, padding=tuple(behind), bias=bias)
+        t, h, w = behind
+        super().__init__(dim_in, dim_out, kernel, stride, padding=(t, h, w), bias=bias)
         self.extra = [
             pad
             for f, b in zip(reversed(front), reversed(behind), strict=True)
@@ -121,20 +123,17 @@ class SameConv3d(nn.Conv3d):
 
 
 class SameConvTranspose3d(nn.ConvTranspose3d):
-    """Transposed convolution that multiplies T, H, W by the stride; the mirror image of `SameConv3d`.
+    """Transposed convolution that multiplies T, H, W by the stride; `SameConv3d`'s mirror image.
 
-    Of the kernel - stride surplus outputs the smaller half is cut in front. With `causal_time` all of
-    it is cut behind along time, so that no output frame sees a later input frame.
+    Of the kernel - stride surplus outputs the smaller half is cut in front. With `causal_time` all
+    of it is cut behind along time, so that no output frame sees a later input frame.
     """
 
     def __init__(
-        self, dim_in: int, dim_out: int, kernel: int, stride: Triple, *, causal_time=False
+        self, dim_in: int, dim_out: int, kernel: int, stride: Triple, *, causal_time: bool = False
     ):
-        surplus = [kernel - s for s in stride]
-        front = [total // 2 for total in surplus]
-        if causal_time:
-            front[0] = 0
-        super().__init__(dim_in, dim_out, kernel, stride, padding=tuple(front))
+        t, h, w = ((kernel - s) // 2 for s in stride)
+        super().__init__(dim_in, dim_out, kernel, stride, padding=(0 if causal_time else t, h, w))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, dim_in, T, H, W) to (B, dim_out, T·s, H·s, W·s)."""
@@ -246,10 +245,12 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, x: Tensor) -> VQVAEOutput:
-        """Reconstructs clips (B, C, T, H, W), floats in [-0.5, 0.5]; in training mode moves the codebook.
+        """Reconstructs clips (B, C, T, H, W), floats in [-0.5, 0.5].
+
+        In training mode this also moves the codebook.
 
         Raises:
-            ValueError: for a clip of another rank or channel count, or with sides that don't divide.
+            ValueError: for a clip of another rank or channel count, or whose sides don't divide.
         """
         z = self.features(x)
         q = self.codebook(z)
@@ -301,7 +302,10 @@ class VQVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VQVAE":
-        """Loads a tokenizer, alone or a VideoGPT's, in evaluation mode: a folder, shipped name or hub id.
+        """Loads a tokenizer, alone or a VideoGPT's, in evaluation mode.
+
+        Args:
+            name: a folder, shipped name or hub id.
 
         Raises:
             ValueError: if there is no such model, or its files are damaged or of another version.
