@@ -64,7 +64,7 @@ def project(dim_in: int, dim_out: int, std: float, *, bias: bool = False) -> nn.
     return linear
 
 
-class StridedLayout:
+class StridedLayout(nn.Module):
     """Which blocks of 32 tokens attend to which: Sparse Transformers' strided pattern, for video.
 
     The raster sequence is cut in blocks. A block row r attends to block column c ≤ r if it is local
@@ -72,11 +72,15 @@ class StridedLayout:
     last. Inside the diagonal block attention is causal token by token (Child et al. 2019, §4; the
     block grid is that of VideoGPT's released code).
 
+    A module only so that its masks move to the model's device; it has no parameters and no state.
+
     Attributes:
         blocks: bool (N/32, N/32), true where a block attends to a block.
         mask: bool (N, N), the same token by token.
     """
 
+    blocks: Tensor
+    mask: Tensor
     block = 32
     local = 4  # so many blocks before the diagonal one are always seen
 
@@ -86,6 +90,7 @@ class StridedLayout:
         Raises:
             ValueError: if blocks don't fit it.
         """
+        super().__init__()
         n = math.prod(shape)
         grid = self.block_grid(shape)
         rows = torch.arange(n // self.block)
@@ -93,9 +98,10 @@ class StridedLayout:
         differs = coords[:, None] != coords[None]  # (blocks, blocks, axes)
         strided = ~differs[..., -1] & (differs[..., :-1].sum(-1) <= 1)
         local = rows[:, None] - rows[None] <= self.local
-        self.blocks = (local | strided) & (rows[:, None] >= rows[None])
-        tokens = self.blocks.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)
-        self.mask = tokens.tril()
+        blocks = (local | strided) & (rows[:, None] >= rows[None])
+        tokens = blocks.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)
+        self.register_buffer("blocks", blocks, persistent=False)
+        self.register_buffer("mask", tokens.tril(), persistent=False)
         self._keys: dict[tuple[int, torch.device], Tensor] = {}
 
     @classmethod
@@ -113,12 +119,13 @@ class StridedLayout:
             )
         return (*shape[:axis], product // cls.block)
 
-    def keys(self, position: int, device: torch.device) -> Tensor:
+    def keys(self, position: int) -> Tensor:
         """Positions (int64, ascending) that the query at `position` attends to, itself included."""
-        row = position // self.block
+        row, device = position // self.block, self.blocks.device
         if (row, device) not in self._keys:
             starts = self.blocks[row].nonzero() * self.block  # (blocks seen, 1)
-            self._keys[row, device] = (starts + torch.arange(self.block)).flatten().to(device)
+            within = torch.arange(self.block, device=device)
+            self._keys[row, device] = (starts + within).flatten()
         unseen = self.block - 1 - position % self.block  # later tokens of the diagonal block
         keys = self._keys[row, device]
         return keys[: len(keys) - unseen]
@@ -172,11 +179,11 @@ class CausalSelfAttention(nn.Module):
         if layout is None:
             y = attend(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
         elif x.shape[1] == 1:
-            keys = layout.keys(start, x.device)
+            keys = layout.keys(start)
             y = attend(q, k[:, :, keys], v[:, :, keys])
         else:
             end = start + x.shape[1]
-            y = attend(q, k, v, mask=layout.mask[start:end, :end].to(x.device))
+            y = attend(q, k, v, mask=layout.mask[start:end, :end])
         return self.out(rearrange(y, "b nh n d -> b n (nh d)"))
 
 
@@ -229,6 +236,9 @@ class AxialAttention(nn.Module):
         self.heads, self.causal_time = heads, causal_time
         self.qkv = project(width, 9 * width, width**-0.5)
         self.out = project(3 * width, width, width**-0.5, bias=True)
+        # The sum of three output projections' biases, each started as nn.Linear starts it.
+        biases = torch.empty(3, width).uniform_(-(width**-0.5), width**-0.5)
+        nn.init.zeros_(self.out.bias).data.add_(biases.sum(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, H, W, D) to (B, T, H, W, D)."""

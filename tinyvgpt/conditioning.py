@@ -134,12 +134,15 @@ class FrameEncoder(nn.Module):
         """Memory (B, n·H/4·W/4, Dm) of frames (B, C, n, H, W), floats in [-0.5, 0.5].
 
         Raises:
-            ValueError: for frames of another shape than the encoder was made for.
+            ValueError: for frames of another shape than the encoder was made for, or not floats.
         """
         if frames.ndim != 5 or tuple(frames.shape[1:]) != self.expected:
             raise ValueError(
-                f"frames have shape {tuple(frames.shape)}, the model needs (B, *{self.expected})"
+                f"frames have shape {tuple(frames.shape)}, the model needs (B, C, n, H, W) with "
+                f"(C, n, H, W) = {self.expected}"
             )
+        if not frames.is_floating_point():
+            raise ValueError(f"frames are {frames.dtype}, the model needs floats (video.to_model)")
         features = self.blocks(self.stem(frames)).movedim(1, -1)  # (B, n, H/4, W/4, Dm)
         return rearrange(features + self.positions(), "b n h w d -> b (n h w) d")
 
@@ -173,7 +176,8 @@ class ActionEmbedding(nn.Module):
         """
         if actions.ndim != 3 or tuple(actions.shape[1:]) != self.expected:
             raise ValueError(
-                f"actions have shape {tuple(actions.shape)}, the model needs (B, *{self.expected})"
+                f"actions have shape {tuple(actions.shape)}, the model needs (B, T, A) with "
+                f"(T, A) = {self.expected}"
             )
         leading = F.pad(actions[:, :-1], (0, 0, 1, 0))  # (B, T, A): what leads to each frame
         return self.project(rearrange(leading, "b (t f) a -> b t (f a)", t=self.latent_frames))

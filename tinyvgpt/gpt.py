@@ -66,6 +66,12 @@ class GPTConfig:
             )
         if self.attention not in ("full", "strided"):
             raise ValueError(f"attention is {self.attention!r}, must be 'full' or 'strided'")
+        if self.attention == "strided":
+            StridedLayout.block_grid(self.latent_shape)
+        least_of = {"codes": 1, "code_dim": 1, "layers": 1, "classes": 0, "action_dim": 0}
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least {least}")
         if self.frames % self.latent_shape[0]:
             raise ValueError(
                 f"{self.frames} frames don't divide into {self.latent_shape[0]} latent frames"
@@ -77,6 +83,8 @@ class GPTConfig:
         for name in ("dropout", "attn_dropout", "label_dropout", "frame_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
+        if int(self.mlp_ratio * self.width) < 1:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive")
         if self.cond_frames:
             check_heads(memory_width(self.cond_width), self.heads)
 

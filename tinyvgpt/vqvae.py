@@ -8,6 +8,7 @@ K codes.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,8 @@ class VQVAEConfig:
         for name in ("channels", "frames", "resolution", "hidden", "codes", "code_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, must be at least 0 and below 1")
         if self.hidden % 2:
             raise ValueError(f"hidden is {self.hidden}, must be even (residual blocks halve it)")
         if self.axial:
@@ -179,12 +182,30 @@ class ResidualStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, D, t, h, w) to the same shape."""
         for block in self.blocks:
-            x = (
-                checkpoint(block, x, use_reentrant=False)
-                if self.checkpointing and self.training
-                else block(x)
-            )
+            x = recomputed(block, x) if self.checkpointing and self.training else block(x)
         return F.relu(self.norm(x))
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, keeping only x for the backward pass, where the rest is computed again."""
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), FrozenStatistics(block))
+    )
+
+
+class FrozenStatistics:
+    """Context in which batch norms don't count a batch: recomputed, it would be counted twice."""
+
+    def __init__(self, module: nn.Module):
+        self.norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm3d)]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = False
+
+    def __exit__(self, *_: object) -> None:
+        for norm in self.norms:
+            norm.track_running_stats = True
 
 
 class Encoder(nn.Module):
@@ -250,7 +271,8 @@ class VQVAE(nn.Module):
         In training mode this also moves the codebook.
 
         Raises:
-            ValueError: for a clip of another rank or channel count, or whose sides don't divide.
+            ValueError: for a clip of another rank, dtype or channel count, or whose sides don't
+                divide.
         """
         z = self.features(x)
         q = self.codebook(z)
@@ -323,6 +345,8 @@ class VQVAE(nn.Module):
 
     def _check_clip(self, x: Tensor) -> None:
         config = self.config
+        if not x.is_floating_point():
+            raise ValueError(f"clip is {x.dtype}, the model needs floats (video.to_model)")
         if x.ndim != 5 or x.shape[1] != config.channels:
             raise ValueError(
                 f"clip has shape {tuple(x.shape)}, the model needs (B, {config.channels}, T, H, W)"
@@ -342,6 +366,8 @@ def check_tokens(tokens: Tensor, codes: int) -> None:
         raise ValueError(
             f"tokens are {tokens.dtype} {tuple(tokens.shape)}, must be int64 (B, t, h, w)"
         )
+    if not tokens.numel():
+        return
     low, high = tokens.min().item(), tokens.max().item()
     if low < 0 or high >= codes:
         raise ValueError(
