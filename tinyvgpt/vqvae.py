@@ -200,12 +200,13 @@ class FrozenStatistics:
         self.norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm3d)]
 
     def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = False
+        self.counts = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:  # the running statistics themselves must stay: checkpoint counts
+            norm.momentum, norm.num_batches_tracked = 0.0, None  # the tensors that are saved
 
     def __exit__(self, *_: object) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(self.norms, self.counts, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Encoder(nn.Module):
