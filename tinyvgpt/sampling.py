@@ -9,6 +9,7 @@ n prefix tokens.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from tinyvgpt import counter
 from tinyvgpt.attention import LayerCache
 from tinyvgpt.gpt import GPT, Condition
+from tinyvgpt.vqvae import check_tokens
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class SamplingRule:
             raise ValueError(f"top_k is {self.top_k}, must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, must be a finite number; 1 is off")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Float32 probabilities (B, K) with which tokens are drawn, of logits (B, K).
@@ -52,13 +56,14 @@ class SamplingRule:
         if self.temperature == 0:
             likeliest = logits == logits.amax(-1, keepdim=True)
             return (likeliest & (likeliest.cumsum(-1) == 1)).float()
-        logits = logits / self.temperature
+        # With the largest at 0, however low the temperature, nothing overflows.
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None:
             kth = logits.topk(min(self.top_k, logits.shape[-1]))[0][:, -1:]
             logits = logits.masked_fill(logits < kth, -torch.inf)
         p = logits.softmax(-1)
-        if self.top_p is not None:
-            ordered = p.sort(-1, descending=True)[0]
+        if self.top_p is not None and self.top_p < 1:
+            ordered = p.double().sort(-1, descending=True)[0]
             reached = ordered.cumsum(-1) - ordered >= self.top_p  # without this token p is reached
             least = ordered.masked_fill(reached, torch.inf).amin(-1, keepdim=True)
             p = p.masked_fill(p < least, 0)
@@ -174,7 +179,7 @@ def sample_tokens(
 
     Raises:
         ValueError: if the prefix is too long, guidance is asked of a model without a null label, or
-            as `GPT.condition`.
+            as `GPT.condition`; if it has tokens out of range, or is not of `batch` clips.
     """
     config = gpt.config
     device = gpt.codes.device
@@ -183,6 +188,9 @@ def sample_tokens(
     if given > config.tokens:
         raise ValueError(f"prefix has {given} tokens, a clip has {config.tokens}")
     if prefix is not None:
+        if len(prefix) != batch:
+            raise ValueError(f"prefixes of {len(prefix)} clips are given for {batch} clips")
+        check_tokens(prefix[:, :, None, None], config.codes)
         tokens[:, :given] = prefix
     if rule.top_k is not None and rule.top_k > config.codes:
         raise ValueError(f"top_k is {rule.top_k}, the model has {config.codes} codes")

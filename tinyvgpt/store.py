@@ -5,8 +5,11 @@ Shapes: none of its own; tensors are stored under the modules' parameter names.
 
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,27 +32,66 @@ def write_atomically(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     Raises:
         OSError: as a writer does, for instance with a full disk; nothing is left behind.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = {path: path.with_name(f".{path.name}.{run}.tmp") for path in writers}
+    kept = {path: path.with_name(f".{path.name}.{run}.old") for path in writers}
     try:
         for path, write in writers.items():
+            temporary[path].touch(exist_ok=False)
+            mode = temporary[path].stat().st_mode  # what the umask leaves of 0666
             write(temporary[path])
+            temporary[path].chmod(mode)  # safetensors makes files that only the owner can read
             with open(temporary[path], "rb") as file:
                 os.fsync(file.fileno())
-        for path in writers:
-            os.replace(temporary[path], path)
+        _replace_all(temporary, kept)
     finally:
-        for path in temporary.values():
+        for path in (*temporary.values(), *kept.values()):
             path.unlink(missing_ok=True)
 
 
+def _replace_all(new: Mapping[Path, Path], kept: Mapping[Path, Path]) -> None:
+    """Renames new[path] to path, for all; if one fails, puts the former files back from `kept`."""
+    replaced = []
+    try:
+        for path in new:
+            if len(new) > 1 and path.exists():
+                _keep(path, kept[path])
+        for path in new:
+            os.replace(new[path], path)
+            replaced.append(path)
+    except OSError:
+        for path in replaced:
+            if kept[path].exists():
+                os.replace(kept[path], path)
+            else:
+                path.unlink()
+        raise
+
+
+def _keep(path: Path, at: Path) -> None:
+    """Gives a file a second name; a copy, where the file system has no hard links."""
+    try:
+        os.link(path, at)
+    except OSError:
+        shutil.copy2(path, at)
+
+
 def weights_of(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """A module's state dict on the CPU; floats as `dtype` if one is given."""
+    """A module's state dict on the CPU; floats as `dtype` if one is given and can hold them."""
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
     }
-    return {
-        name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in state.items()
-    }
+    if dtype is None:
+        return state
+    smaller = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    return {name: t if t.isfinite().all() else state[name] for name, t in smaller.items()}
+
+
+def _save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(f"{path} could not be written: {error}") from None
 
 
 def save_folder(folder: Path, config: dict, weights: Mapping[str, dict[str, Tensor]]) -> None:
@@ -61,7 +103,7 @@ def save_folder(folder: Path, config: dict, weights: Mapping[str, dict[str, Tens
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, **config}, indent=2) + "\n"
     files = {
-        folder / f"{name}.safetensors": lambda path, state=state: save_file(state, path)
+        folder / f"{name}.safetensors": partial(_save_tensors, state)
         for name, state in weights.items()
     }
     write_atomically({**files, folder / "config.json": lambda path: path.write_text(text)})
@@ -73,24 +115,24 @@ def resolve(name: str | Path) -> Path:
     Raises:
         ValueError: if there is no such model.
     """
-    if Path(name).is_dir():
-        return Path(name)
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if (Path(name) / "config.json").is_file() or (Path(name).is_dir() and str(name) not in shipped):
+        return Path(name)
     if str(name) in shipped:
         return SHIPPED / str(name)
     if str(name).count("/") != 1 or str(name).startswith(("/", ".")):
         raise ValueError(
             f"no model {str(name)!r}: not a folder, and shipped are {', '.join(shipped) or 'none'}"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    import huggingface_hub
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["config.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        files = ["config.json", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=files))
+    except Exception as error:  # its own, the HTTP client's and the system's: no common class
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{name!r} is not a folder, and could not be fetched from the hub: {reason}"
+            f"{str(name)!r} is not a folder, and could not be fetched from the hub: {reason}"
         ) from None
 
 
@@ -105,7 +147,7 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     found = config.get("version") if isinstance(config, dict) else None
     if found != VERSION:
@@ -117,14 +159,19 @@ def read_config(folder: Path) -> dict:
 
 
 def build_config(cls: type[C], values: dict, where: str) -> C:
-    """Makes the dataclass `cls` of a config's values; ValueError names fields it doesn't know."""
+    """Makes the dataclass `cls` of a config's values; ValueError says what is wrong with them."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is damaged: its settings are {values!r:.40}, not a dict")
     unknown = set(values) - {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if unknown:
         raise ValueError(
             f"{where} has unknown fields {sorted(unknown)}; "
             "it may be of another version of tinyvgpt"
         )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} can't be built: {error}") from None
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -144,7 +191,12 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Loads a state dict; ValueError names tensors that are missing, extra or misshapen."""
-    expected = module.state_dict()
+    check_fits(module.state_dict(), state, where)
+    module.load_state_dict(state)
+
+
+def check_fits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError unless `state` has tensors of the same names and shapes as `expected`."""
     problems = [
         _list("missing", expected.keys() - state.keys()),
         _list("not part of the model", state.keys() - expected.keys()),
@@ -159,7 +211,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     ]
     if any(problems):
         raise ValueError(f"{where} doesn't fit the model: " + "; ".join(filter(None, problems)))
-    module.load_state_dict(state)
 
 
 def _list(what: str, names: Iterable[str], most: int = 4) -> str:

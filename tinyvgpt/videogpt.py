@@ -6,11 +6,13 @@ Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid ·
 n given frames · A action dim.
 """
 
+import operator
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import repeat
@@ -106,8 +108,11 @@ class VideoGPT(nn.Module):
             ValueError: for conditions that the model can't use, or of another shape or range.
         """
         rule = SamplingRule(temperature, top_k, top_p, guidance)
-        frames = frames[None] if frames is not None and frames.ndim == 4 else frames
-        actions = actions[None] if actions is not None and actions.ndim == 2 else actions
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        frames = _batched("frames", frames, 5, "(B, n, H, W, C) or (n, H, W, C)")
+        actions = _batched("actions", actions, 3, "(B, T, A) or (T, A)")
+        actions = None if actions is None else actions.float()
         label = self.label_indices(labels)
         n = self._batch(n, frames=frames, labels=label, actions=actions)
         expand = lambda x: x if x is None or len(x) == n else repeat(x, "1 ... -> n ...", n=n)  # noqa: E731
@@ -145,6 +150,7 @@ class VideoGPT(nn.Module):
         Raises:
             ValueError: as `VQVAE.forward`.
         """
+        clips = torch.as_tensor(clips)
         with evaluating(self), torch.no_grad():
             parts = (video.to_model(part).to(self.device) for part in clips.split(batch_size))
             decoded = [self.vqvae.decode(self.vqvae.encode(x)) for x in parts]
@@ -153,16 +159,18 @@ class VideoGPT(nn.Module):
     def label_indices(
         self, labels: int | str | Sequence[int | str] | Tensor | None
     ) -> Tensor | None:
-        """Class indices (B,), int64, of indices or names; "73" finds "37", its reverse.
+        """Class indices (B,), int64, of indices or names; "73" finds "37", the same digits.
 
         Raises:
-            ValueError: for a name that no class has.
+            ValueError: for a name that no class has, or an index that is out of range.
         """
         if labels is None:
             return None
-        if isinstance(labels, int | str):
+        if not isinstance(labels, int | str | Sequence):
+            labels = torch.as_tensor(labels).tolist()
+        if not isinstance(labels, Sequence) or isinstance(labels, str):
             labels = [labels]
-        return torch.as_tensor([self._label_index(label) for label in labels])
+        return torch.tensor([self._label_index(label) for label in labels])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes config.json and both stages' weights; floats as `dtype` if one is given.
@@ -190,12 +198,15 @@ class VideoGPT(nn.Module):
         vqvae = VQVAE.from_pretrained(folder)
         gpt = GPT(build_config(GPTConfig, config["gpt"], f"{folder}/config.json"))
         load_weights(folder / "gpt.safetensors", gpt)
-        return cls(vqvae, gpt, config.get("label_names")).eval()
+        names = config.get("label_names")
+        if names is not None and not isinstance(names, list):
+            raise ValueError(f"{folder}/config.json is damaged: label_names is {names!r:.40}")
+        return cls(vqvae, gpt, names).eval()
 
-    def _label_index(self, label: int | str) -> int:
+    def _label_index(self, label: Any) -> int:
         if isinstance(label, str):
             names = self.label_names or ()
-            for spelling in (label, label[::-1]):
+            for spelling in (label, "".join(sorted(label)) if label.isdigit() else label):
                 if spelling in names:
                     return names.index(spelling)
             known = (
@@ -204,10 +215,19 @@ class VideoGPT(nn.Module):
                 else "an index: the model has no label names"
             )
             raise ValueError(f"the model has no class named {label!r}; give {known}")
-        highest = self.gpt.config.classes - (self.gpt.config.label_dropout == 0)
-        if not 0 <= label <= highest:
-            raise ValueError(f"label {int(label)} is out of range, the model has 0 to {highest}")
-        return int(label)
+        config = self.gpt.config
+        if not config.classes:
+            raise ValueError(
+                "labels are given, but the model is not class-conditional (classes is 0)"
+            )
+        highest = config.classes - (config.label_dropout == 0)
+        try:
+            index = operator.index(label)
+        except TypeError:
+            raise ValueError(f"label is {label!r}, must be an integer or a name") from None
+        if not 0 <= index <= highest:
+            raise ValueError(f"label {index} is out of range, the model has 0 to {highest}")
+        return index
 
     @staticmethod
     def _batch(n: int | None, **given: Tensor | None) -> int:
@@ -266,6 +286,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in training.items():
             m.training = mode
+
+
+def _batched(name: str, x: Tensor | None, ndim: int, shapes: str) -> Tensor | None:
+    """A condition with a batch axis in front; ValueError for another number of axes."""
+    if x is None:
+        return None
+    x = torch.as_tensor(x)
+    if x.ndim not in (ndim - 1, ndim):
+        raise ValueError(f"{name} have shape {tuple(x.shape)}, must be {shapes}")
+    return x if x.ndim == ndim else x[None]
 
 
 def _part(x: Tensor | None, part: slice, device: torch.device | None = None) -> Tensor | None:
