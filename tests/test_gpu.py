@@ -11,7 +11,13 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 SMALL = VQVAEConfig(
-    channels=1, hidden=32, res_blocks=1, codes=64, code_dim=16, causal_time=True, downsample=(4, 8, 8)
+    channels=1,
+    hidden=32,
+    res_blocks=1,
+    codes=64,
+    code_dim=16,
+    causal_time=True,
+    downsample=(4, 8, 8),
 )
 
 

@@ -9,23 +9,25 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tinyvgpt.attention import LayerCache
-from tinyvgpt.gpt import GPT, Condition, GPTConfig
+from tinyvgpt.attention import CausalSelfAttention, LayerCache
+from tinyvgpt.gpt import GPT, Block, Condition, GPTConfig
 from tinyvgpt.sampling import Decoder, SamplingRule, draw
 
-RELEASED_BAIR = GPTConfig(latent_shape=(4, 32, 32))  # 4096 tokens, K 2048, width 576, 4 heads, 8 layers
+RELEASED_BAIR = GPTConfig(
+    latent_shape=(4, 32, 32)
+)  # 4096 tokens, K 2048, width 576, 4 heads, 8 layers
 
 
 class ReferenceDecoder:
-    """Decodes as the original does: a fixed cache read whole, a dense mask, every look-up for all tokens.
+    """Decodes as the original does: fixed cache read whole, dense mask, look-ups for all tokens.
 
     Takes and gives what `sampling.Decoder` does, so both can be checked and timed by the same loop.
     """
@@ -54,7 +56,8 @@ class ReferenceDecoder:
         vectors = F.embedding(self.tokens, gpt.codes)  # (B, N, code_dim), though one is needed
         x = gpt.token_in(vectors[:, i - 1 : i]) if i else gpt.start.expand(len(tokens), 1, -1)
         x = x + gpt.offsets(self.condition)[:, i : i + 1]
-        for block, cache in zip(gpt.blocks, self.caches, strict=True):
+        for module, cache in zip(gpt.blocks, self.caches, strict=True):
+            block = cast(Block, module)
             x = x + self._attention(block.attn, block.norm_attn(x), cache)
             x = x + block.mlp(block.norm_mlp(x))
         logits = gpt.token_out(gpt.norm(x))[:, 0]
@@ -62,7 +65,7 @@ class ReferenceDecoder:
         self.position += 1
         return logits
 
-    def _attention(self, attn: torch.nn.Module, x: Tensor, cache: LayerCache) -> Tensor:
+    def _attention(self, attn: CausalSelfAttention, x: Tensor, cache: LayerCache) -> Tensor:
         i = self.position
         q, k, v = (
             rearrange(F.linear(x, w), "b n (nh d) -> b nh n d", nh=attn.heads)
@@ -92,7 +95,11 @@ def time_decoding(decoder: Decoder | ReferenceDecoder, steps: int) -> float:
 
 
 def sampling(
-    config: GPTConfig = RELEASED_BAIR, *, batch: int = 1, tokens: int | None = None, device: str = "cpu"
+    config: GPTConfig = RELEASED_BAIR,
+    *,
+    batch: int = 1,
+    tokens: int | None = None,
+    device: str = "cpu",
 ) -> dict:
     """Tokens a second of the original's decoding loop and of ours, on random weights.
 
@@ -149,6 +156,3 @@ def record(result: dict, name: str, command: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, **result}, indent=2) + "\n")
     return path
-
-
-BENCHES: dict[str, Callable[..., dict]] = {"sampling": sampling}
