@@ -5,6 +5,8 @@ A user's mistake ends with exit code 2 and one line that says what it was.
 Shapes: none of its own.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -343,6 +345,23 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 
+def parse(name: str, argv: Sequence[str]) -> Command:
+    """The command `name` with the options `argv`; tyro's box of errors becomes one line."""
+    command = COMMANDS[name]
+    defaults: dict[str, Any] = {}
+    if command in (TrainVQVAE, TrainGPT):
+        defaults["default"] = command(**with_preset(command, argv))
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(command, prog=f"tinyvgpt {name}", args=argv, **defaults)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        words = [word for word in box.getvalue().split() if word.strip("─│╭╮╰╯-")]
+        raise ValueError(" ".join(words)) from None
+
+
 def usage() -> str:
     """All commands, a line each."""
     lines = [f"  {name:12} {(c.__doc__ or '').splitlines()[0]}" for name, c in COMMANDS.items()]
@@ -361,11 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}"
             raise ValueError(f"no command {name!r}; {hint}")
-        command = COMMANDS[name]
-        defaults: dict[str, Any] = {}
-        if command in (TrainVQVAE, TrainGPT):
-            defaults["default"] = command(**with_preset(command, rest))
-        tyro.cli(command, prog=f"tinyvgpt {name}", args=rest, **defaults).run()
+        parse(name, rest).run()
     except (ValueError, OSError, ImportError) as error:
         print(f"tinyvgpt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

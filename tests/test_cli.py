@@ -1,0 +1,163 @@
+"""The commands as a user types them, in process; mistakes end with exit code 2 and one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, cli, open_dataset, video
+
+PARITY = Path(__file__).parent / "parity"
+TINY = VQVAEConfig(
+    channels=1,
+    frames=8,
+    resolution=32,
+    downsample=(4, 8, 8),
+    hidden=16,
+    res_blocks=1,
+    codes=16,
+    code_dim=8,
+    causal_time=True,
+)
+TRAIN = ["--train.steps", "3", "--train.batch-size", "2", "--train.validation-clips", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny untrained model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    vqvae = VQVAE(TINY)
+    vqvae.train()(torch.rand(2, 1, 8, 32, 32) - 0.5)
+    config = GPTConfig.for_vqvae(TINY, width=12, heads=2, layers=1, classes=55, label_dropout=0.1)
+    names = open_dataset("moving-mnist").label_names
+    VideoGPT(vqvae, GPT(config, vqvae.codebook.codes), names).save(folder)
+    return folder
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def test_sample(model, tmp_path):
+    out = tmp_path / "clips.mp4"
+    assert run("sample", model, "--n", 3, "--out", out, "--labels", "73", "--guidance", 2) == 0
+    clip = video.read(out)
+    assert len(clip) == TINY.frames
+    assert clip.shape[1:3] == (66 * 3, 66 * 3)  # 2 × 2 cells of 32 pixels, 2 between them, × 3
+
+
+def test_sample_continues_a_file(model, tmp_path):
+    clips = open_dataset("moving-mnist", "val", frames=8, resolution=32).batch([0])["video"]
+    given, out = tmp_path / "given.mp4", tmp_path / "continued.mp4"
+    video.write(given, clips, fps=8)
+    options = ["--n", 1, "--frames", given, "--given", 4, "--scale", 1]
+    assert run("sample", model, *options, "--out", out) == 0
+    first = video.read(out)[:4, ..., :1].float()
+    assert (first - clips[0, :4].float()).abs().mean() < 2  # as given, but for the codec
+
+
+def test_reconstruct(model, tmp_path, capsys):
+    out = tmp_path / "both.gif"
+    assert run("reconstruct", model, "--n", 2, "--out", out) == 0
+    assert "PSNR" in capsys.readouterr().out
+    assert len(video.read(out)) == TINY.frames
+
+
+def test_train_both_stages_from_a_preset(tmp_path, capsys):
+    first, second = tmp_path / "stage1", tmp_path / "stage2"
+    small = ["--vqvae.frames", 8, "--vqvae.resolution", 32, "--vqvae.hidden", 16]
+    assert run("train-vqvae", "--out", first, *small, *TRAIN) == 0
+    assert VQVAE.from_pretrained(first).config.frames == 8
+    gpt = ["--gpt.width", 24, "--gpt.layers", 1, "--train.preview-every", 0]
+    assert run("train-gpt", "--out", second, "--vqvae", first, *gpt, *TRAIN) == 0
+    model = VideoGPT.from_pretrained(second)
+    assert model.gpt.config.latent_shape == (2, 4, 4)  # the tokenizer's, whatever the preset says
+    assert model.label_names[-1] == "99"
+    more = tmp_path / "stage2b"
+    assert (
+        run("train-gpt", "--out", more, "--init", second, "--train.preview-every", 0, *TRAIN) == 0
+    )
+    assert not torch.equal(VideoGPT.from_pretrained(more).gpt.start, model.gpt.start)
+
+
+@pytest.mark.parametrize("name", cli.PRESETS)
+def test_dry_run(name, tmp_path, capsys):
+    for command in ("train-vqvae", "train-gpt"):
+        assert run(command, "--preset", name, "--out", tmp_path / "run", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    chosen = cli.preset(name)
+    assert f"{chosen.gpt.tokens:,} a clip" in printed
+    assert f"{chosen.train_gpt.steps:,} steps" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_released_preset_has_the_original_s_parameters(capsys, tmp_path):
+    """21.1 M and, without frame conditioning, 33.2 M, as in the original's released code."""
+    assert run("train-vqvae", "--preset", "released-bair", "--out", tmp_path, "--dry-run") == 0
+    assert "parameters: 21,1" in capsys.readouterr().out
+    options = ["--preset", "released-bair", "--gpt.cond-frames", 0, "--dry-run"]
+    assert run("train-gpt", "--out", tmp_path, *options) == 0
+    assert "parameters: 33,2" in capsys.readouterr().out
+
+
+def test_convert(tmp_path, capsys):
+    assert run("convert", PARITY / "gpt_uncond.ckpt", tmp_path / "new") == 0
+    assert isinstance(VideoGPT.from_pretrained(tmp_path / "new"), VideoGPT)
+
+
+def test_bench(tmp_path, capsys):
+    assert run("bench", "sampling", "--tokens", 2, "--device", "cpu", "--out", tmp_path) == 0
+    (path,) = tmp_path.glob("sampling-cpu*.json")
+    record = json.loads(path.read_text())
+    assert record["tokens_of_each_clip"] == 2
+    assert record["ours_tokens_per_second"] > 0
+    assert "--tokens 2" in record["command"]
+
+
+def test_info(model, capsys):
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert "moving-mnist" in printed
+    assert torch.__version__ in printed
+    assert run("info", model) == 0
+    assert "latent_shape = [2, 4, 4]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["smaple"], "did you mean sample?"),
+        (["sample", "nowhere"], "no model 'nowhere'"),
+        (["sample", "moving-mnist", "--labels", "xx"], "no class named 'xx'"),
+        (["sample", "moving-mnist", "--frames", "missing.mp4"], "missing.mp4"),
+        (["train-gpt", "--out", "x"], "give --vqvae"),
+        (["train-vqvae", "--out", "x", "--preset", "huge"], "no preset 'huge'"),
+        (["train-vqvae", "--out", "x", "--vqvae.downsample", "3", "4", "4"], "powers of two"),
+        (["train-vqvae", "--out", "x", "--data", "moving-minst"], "moving-mnist"),
+        (["train-vqvae", "--out", "x", "--train.device", "cuda"], "no CUDA device"),
+        (["bench", "coffee"], "no benchmark 'coffee'"),
+        (["convert", "README.md", "x"], "README.md"),
+        (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),
+        (["sample"], "required"),
+    ],
+)
+def test_mistakes(words, said, capsys, tmp_path, monkeypatch):
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tinyvgpt: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_help_comes_from_the_dataclass(capsys):
+    assert run("--help") == 0
+    assert "train-gpt" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        run("sample", "--help")
+    assert stop.value.code == 0
+    assert "Draw among the k likeliest tokens." in " ".join(capsys.readouterr().out.split())
