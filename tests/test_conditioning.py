@@ -1,5 +1,7 @@
 """What a clip is conditioned on: norms that know the class, the frame encoder, actions in time."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,9 +139,8 @@ def test_frame_block_by_hand():
     ],
 )
 def test_frame_encoders_that_cannot_be_built(fields, message):
-    with pytest.raises(ValueError, match="multiple|one of") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         FrameEncoder(**{"channels": 1, "frames": 1, "resolution": 8, "depth": 10, **fields})
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 2, 8, 8), (2, 3, 1, 8, 8), (2, 3, 2, 8, 4), (3, 2, 8, 8)])
@@ -155,7 +156,7 @@ def test_frames_that_are_not_floats():
 
 
 def test_actions_go_to_the_latent_frame_they_lead_to():
-    """8 frames in 4 latent frames: the first is led to by nothing and action 0, the next by 1 and 2."""
+    """Of 8 frames, two a latent frame: the first is led to by nothing and action 0."""
     embedding = ActionEmbedding(1, 8, 4, 2)
     with torch.no_grad():
         embedding.project.weight.copy_(torch.eye(2))

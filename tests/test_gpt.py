@@ -1,6 +1,7 @@
 """The transformer: what sees what, what conditions it, what it refuses, one batch learnt."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_strided_cached_decoding(shape):
 
 
 def test_actions_reach_the_frames_they_lead_to():
-    """By gradients: latent frame j (frames 2j, 2j + 1) moves with actions 0 to 2j, no later ones."""
+    """By gradients: latent frame j (frames 2j and 2j + 1) moves with actions 0 to 2j only."""
     gpt = small(action_dim=3)
     actions = torch.randn(1, 8, 3, requires_grad=True)
     logits = gpt(tokens_of(gpt, 1), actions=actions)
@@ -191,9 +192,11 @@ def test_conditions_are_hidden_while_training(what):
     fields = {"classes": 5} if what == "labels" else {"cond_frames": 1, "cond_depth": 10}
     gpt = small(**fields, cond_width=8, label_dropout=0.3, frame_dropout=0.3)
     value = given(200)[what]
-    read = lambda: getattr(
-        gpt.condition(200, **{what: value}), {"frames": "memory"}.get(what, what)
-    )  # noqa: E731,E501
+
+    def read():
+        condition = gpt.condition(200, **{what: value})
+        return condition.labels if what == "labels" else condition.memory
+
     kept = read()
     null = torch.tensor(5) if what == "labels" else gpt.null_frames
     gpt.train()
@@ -205,7 +208,7 @@ def test_conditions_are_hidden_while_training(what):
 
 
 def test_dropout_is_on_what_is_added():
-    """Not on the residual stream, nor on embeddings: with nearly all dropped, x passes unchanged."""
+    """Not on the residual stream nor on embeddings: with nearly all dropped, x passes unchanged."""
     gpt = small(dropout=0.999, cond_frames=1, cond_depth=10, cond_width=8).train()
     tokens, frames = tokens_of(gpt, 2), given(2)["frames"]
     seen = []
@@ -305,9 +308,8 @@ def test_configuration_for_a_tokenizer():
     ],
 )
 def test_settings_that_cannot_be_built(fields, message):
-    with pytest.raises(ValueError, match=r"must be|divi") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         config(**fields)
-    assert message in str(error.value)
 
 
 def test_another_codebook():
@@ -329,9 +331,8 @@ def test_another_codebook():
     ],
 )
 def test_tokens_that_do_not_fit(tokens, message):
-    with pytest.raises(ValueError, match="tokens") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         small()(tokens)
-    assert message in str(error.value)
 
 
 CLASS, FRAME, ACTION = {"classes": 5}, {"cond_frames": 1, "cond_depth": 10}, {"action_dim": 3}
@@ -363,9 +364,8 @@ CLASS, FRAME, ACTION = {"classes": 5}, {"cond_frames": 1, "cond_depth": 10}, {"a
 )
 def test_conditions_that_do_not_fit(fields, condition, message):
     gpt = small(**fields, cond_width=8)
-    with pytest.raises(ValueError, match="model|labels|clips") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         gpt(tokens_of(gpt, 2), **condition)
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("attention", ["full", "strided"])

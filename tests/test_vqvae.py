@@ -1,6 +1,7 @@
 """The tokenizer: shapes, padding, what causal time promises, what it refuses, one batch learnt."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_shapes(downsample, causal_time):
 
 @pytest.mark.parametrize("downsample", DOWNSAMPLES)
 def test_causal_time_makes_prefixes(downsample):
-    """The beginning of a clip is encoded as the whole is, and the beginning of the tokens decoded."""
+    """A clip's beginning is encoded as within the whole, its tokens' beginning decoded so."""
     vqvae = trained_a_little(small(downsample=downsample, causal_time=True))
     x = torch.rand(2, 3, 8, 8, 8) - 0.5
     f = downsample[0]
@@ -149,6 +150,16 @@ def test_checkpointing_changes_nothing_but_memory():
     assert saved[1] < 0.7 * saved[0]
 
 
+@pytest.mark.parametrize("axial", [False, True])
+def test_a_residual_block_adds_to_its_input(axial):
+    block = VQVAE(small(axial=axial)).encoder.res_stack.blocks[0]
+    last = block.axial.out if axial else block.conv[-1]
+    for p in last.parameters():
+        torch.nn.init.zeros_(p)
+    x = torch.randn(2, 8, 4, 4, 4)
+    assert torch.equal(block(x), x)
+
+
 def test_without_axial_attention():
     names = [name for name, _ in VQVAE(small(axial=False)).named_parameters()]
     assert not any("axial" in name for name in names)
@@ -164,6 +175,7 @@ def test_autocast():
         out = vqvae.train()(x)
     out.loss.backward()
     assert out.loss.dtype == torch.float32
+    assert_close(out.recon_loss, F.mse_loss(out.reconstruction.float(), x) / 0.06)
     assert all(p.grad.isfinite().all() for p in vqvae.parameters())
     assert sum(p.grad.abs().sum() > 0 for p in vqvae.parameters()) > 30
     error = (rounded.float() - exact.reconstruction).square().mean()
@@ -187,9 +199,8 @@ def test_autocast():
     ],
 )
 def test_settings_that_cannot_be_built(fields, message):
-    with pytest.raises(ValueError, match="must be|divisible") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         small(**fields)
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +218,8 @@ def test_settings_that_cannot_be_built(fields, message):
 def test_clips_that_do_not_fit(shape, message):
     vqvae = VQVAE(small(downsample=(2, 4, 8))).eval()
     for use in (vqvae, vqvae.encode):
-        with pytest.raises(ValueError, match="clip has") as error:
+        with pytest.raises(ValueError, match=re.escape(message)):
             use(torch.zeros(shape))
-        assert message in str(error.value)
 
 
 def test_clips_that_are_not_floats():
@@ -230,9 +240,8 @@ def test_clips_that_are_not_floats():
     ],
 )
 def test_tokens_that_do_not_fit(tokens, message):
-    with pytest.raises(ValueError, match="tokens") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         VQVAE(small()).decode(tokens)
-    assert message in str(error.value)
 
 
 def test_no_clips():
