@@ -7,11 +7,11 @@ weights that it would have had anyway.
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid.
 """
 
-import contextlib
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tinyvgpt import counter, video
 from tinyvgpt.data import Dataset, batches
 from tinyvgpt.data.tokens import Tokens
 from tinyvgpt.gpt import GPT
-from tinyvgpt.run import Log, Run
+from tinyvgpt.run import Log, Run, TrainConfig
 from tinyvgpt.videogpt import VideoGPT, evaluating
 from tinyvgpt.vqvae import VQVAE
 
@@ -33,72 +33,11 @@ ENCODED_AT_A_TIME = 64  # clips
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a stage is trained."""
-
-    steps: int = 1000  # optimizer steps in all
-    batch_size: int = 32  # clips a step
-    lr: float = 3e-4  # peak learning rate of AdamW
-    warmup: int = 100  # steps in which the learning rate rises linearly from 0
-    final_lr: float = 0.0  # learning rate at the end of the cosine, as a share of `lr`
-    beta2: float = 0.999  # AdamW's decay of squared gradients; its beta1 is 0.9
-    weight_decay: float = 0.0  # on matrices and kernels, not on biases, gains or tables
-    clip_norm: float = 1.0  # largest norm of the gradient; 0 for no clipping
-    ema: float = 0.0  # decay of the averaged weights that are saved; 0 saves the last ones
-    precision: str = (
-        "auto"  # "float32", "bfloat16" (autocast) or "auto": bfloat16 on GPUs that have it
-    )
-    compile: bool = False  # torch.compile the loss: slow to start, faster afterwards
-    device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
-    workers: int = 0  # processes that load data
-    encode_once: int = (
-        0  # GPT: encode so many clips beforehand and train on those; 0: every step anew
-    )
-    seed: int = 0  # of batches, dropout and everything else random
-    log_every: int = 25  # steps between lines of log.jsonl
-    checkpoint_every: int = 500  # steps between checkpoints
-    validate_every: int = 500  # steps between validations; 0 for none
-    validation_clips: int = 256  # the first so many clips of the validation split
-    preview_every: int = 0  # steps between preview clips; 0 for none
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for settings that make no sense."""
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision is {self.precision!r}, must be auto, float32 or bfloat16")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then half a cosine down to `final_lr`·`lr`."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)
-
-    def torch_device(self) -> torch.device:
-        """The device to train on; ValueError if CUDA is asked for where there is none."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but this machine has no CUDA device; use cpu or auto")
-        return torch.device(name)
-
-    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """Context in which losses are computed."""
-        bf16 = self.precision == "bfloat16" or (
-            self.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-@dataclass(frozen=True)
 class Stage:
     """What the loop needs to know of a stage."""
 
     module: nn.Module  # what is trained
+    about: dict[str, Any]  # its settings, which a checkpoint must share
     loss: Callable[[Any, Batch], dict[str, Tensor]]  # scalars to log; "loss" is minimised
     unit: str  # what is counted a second
     units_per_clip: int
@@ -130,6 +69,8 @@ def train_vqvae(
         ValueError: for data that doesn't fit the model, or a checkpoint of another run.
     """
     check_data(data, vqvae)
+    if validation is not None:
+        check_data(validation, vqvae)
 
     def loss(model: VQVAE, batch: Batch) -> dict[str, Tensor]:
         result = model(video.to_model(batch["video"]))
@@ -146,7 +87,8 @@ def train_vqvae(
         )
         return torch.cat([originals, decoded])
 
-    return fit(Stage(vqvae, loss, "clips", 1, preview, VQVAE.save), data, config, out, validation)
+    stage = Stage(vqvae, asdict(vqvae.config), loss, "clips", 1, preview, VQVAE.save)
+    return fit(stage, data, config, out, validation)
 
 
 def train_gpt(
@@ -172,15 +114,15 @@ def train_gpt(
     Raises:
         ValueError: for data that doesn't fit the model, or a checkpoint of another run.
     """
-    check_data(data, model.vqvae)
     gpt_config = model.gpt.config
-    labels = len(data.label_names or ())
-    if gpt_config.classes and gpt_config.classes != labels:
-        raise ValueError(f"the model has {gpt_config.classes} classes, the data {labels} labels")
+    for clips in (data,) if validation is None else (data, validation):
+        check_data(clips, model.vqvae)
+        check_conditions(clips, model)
     device = config.torch_device()
     model.vqvae.requires_grad_(False).eval().to(device)
     if config.encode_once:
-        data = encode_dataset(model.vqvae, data, config.encode_once, device)
+        data = encode_dataset(model, data, config.encode_once, device)
+        config = replace(config, workers=0)  # nothing is left to be done by other processes
 
     def conditions(batch: Batch) -> dict[str, Tensor]:
         given = {}
@@ -202,15 +144,16 @@ def train_gpt(
         joined = VideoGPT(model.vqvae, gpt, model.label_names)
         actions = batch["action"] if gpt_config.action_dim else None
         frames = batch["video"][:, : gpt_config.cond_frames] if gpt_config.cond_frames else None
-        labels_ = batch["label"] if gpt_config.classes else None
-        return joined.sample(
-            PREVIEWED, frames=frames, labels=labels_, actions=actions, seed=config.seed
-        )
+        labels = batch["label"] if gpt_config.classes else None
+        n = len(next(iter(batch.values())))
+        return joined.sample(n, frames=frames, labels=labels, actions=actions, seed=config.seed)
 
     def save(gpt: GPT, folder: Path) -> None:
         VideoGPT(model.vqvae, gpt, model.label_names).save(folder)
 
-    stage = Stage(model.gpt, loss, "tokens", gpt_config.tokens, preview, save)
+    codebook = hashlib.sha256(model.gpt.codes.cpu().numpy().tobytes()).hexdigest()[:12]
+    about = {**asdict(gpt_config), "codebook": codebook}
+    stage = Stage(model.gpt, about, loss, "tokens", gpt_config.tokens, preview, save)
     return VideoGPT(model.vqvae, fit(stage, data, config, out, validation), model.label_names)
 
 
@@ -220,13 +163,17 @@ def encode(vqvae: VQVAE, batch: Batch) -> Tensor:
         return vqvae.encode(video.to_model(batch["video"]))
 
 
-def encode_dataset(vqvae: VQVAE, data: Dataset, clips: int, device: torch.device) -> Tokens:
-    """The first `clips` clips of a dataset as tokens, kept on `device`."""
+def encode_dataset(model: VideoGPT, data: Dataset, clips: int, device: torch.device) -> Tokens:
+    """The first `clips` clips of a dataset as tokens, kept on `device`.
+
+    Of `video` as many first frames are kept as the model is conditioned on.
+    """
     parts: dict[str, list[Tensor]] = {}
     for batch in tqdm(fixed_clips(data, clips, ENCODED_AT_A_TIME, device), desc="encoding"):
-        tokens = encode(vqvae, batch).to(torch.int32)
-        for name, value in {**batch, "video": tokens}.items():
-            parts.setdefault("tokens" if name == "video" else name, []).append(value)
+        tokens = encode(model.vqvae, batch).to(torch.int32)
+        first = batch["video"][:, : model.gpt.config.cond_frames].clone()
+        for name, value in {**batch, "video": first, "tokens": tokens}.items():
+            parts.setdefault(name, []).append(value)
     about = {
         name: getattr(data, name) for name in ("channels", "frames", "resolution", "label_names")
     }
@@ -241,6 +188,23 @@ def check_data(data: Dataset, vqvae: VQVAE) -> None:
             raise ValueError(f"the data has {name} {found}, the model needs {needed}")
 
 
+def check_conditions(data: Dataset, model: VideoGPT) -> None:
+    """Raises ValueError unless clips have the labels and actions that the model needs."""
+    config, names = model.gpt.config, data.label_names
+    if config.classes and config.classes != len(names or ()):
+        raise ValueError(
+            f"the model has {config.classes} classes, the data {len(names or ())} labels"
+        )
+    if config.classes and model.label_names and tuple(names or ()) != tuple(model.label_names):
+        raise ValueError("the data's labels have other names, or another order, than the model's")
+    if config.action_dim:
+        action = data.batch([0]).get("action")
+        found = "no actions" if action is None else f"actions of shape {tuple(action.shape[1:])}"
+        if action is None or action.shape[1:] != (config.frames, config.action_dim):
+            needed = (config.frames, config.action_dim)
+            raise ValueError(f"the data has {found}, the model needs {needed} (frames, action_dim)")
+
+
 def fit(
     stage: Stage, data: Dataset, config: TrainConfig, out: str | Path, validation: Dataset | None
 ) -> Any:
@@ -248,7 +212,7 @@ def fit(
     out, device = Path(out), config.torch_device()
     out.mkdir(parents=True, exist_ok=True)
     module = stage.module.to(device).train()
-    run = Run(module, config)
+    run = Run(module, config, stage.about)
     run.resume(out)
     if config.compile:
         module.compile()
@@ -268,17 +232,20 @@ def fit(
             torch.manual_seed(int(counter.bits(config.seed, step) >> 1))
             with config.autocast(device):
                 metrics = stage.loss(module, next(stream))
-            run.optimize(metrics["loss"])
+            metrics["grad_norm"] = run.optimize(metrics["loss"])
             bar.update()
             log.collect(metrics)
             last = run.step == config.steps
-            if last or run.step % config.log_every == 0:
+            saving = due(run.step, config.checkpoint_every, last)
+            if saving or due(run.step, config.log_every, last):
+                log.check(run.step)  # waits for the device, so not every step
+            if due(run.step, config.log_every, last):
                 bar.set_postfix_str(log.write(run.step, lr=config.lr_at(step)))
             if validation is not None and due(run.step, config.validate_every, last):
                 log.write_line(run.step, validate(stage, run.best, validation, config, device))
             if due(run.step, config.preview_every, last):
                 save_preview(stage, run.best, validation or data, out, run.step, device)
-            if last or run.step % config.checkpoint_every == 0:
+            if saving:
                 run.save(out)
     stage.save(run.best, out)
     return run.best.eval()

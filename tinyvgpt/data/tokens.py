@@ -13,7 +13,8 @@ from torch import Tensor
 class Tokens:
     """Tokens of n clips in memory, with the labels and actions that came with them.
 
-    Its attributes are those of the clips' dataset; `batch` gives `tokens` in place of `video`.
+    Its attributes are those of the clips' dataset; `batch` gives `tokens`, and of `video` no more
+    than the first frames that a model may be conditioned on.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class Tokens:
         resolution: int,
         label_names: Sequence[str] | None = None,
     ):
-        """Takes all clips as one batch: tokens (n, t, h, w), maybe label (n,), action (n, T, A).
+        """Takes all clips as one batch: tokens (n, t, h, w), and what came with them.
 
         Raises:
             ValueError: if their lengths differ.
@@ -44,7 +45,7 @@ class Tokens:
     def batch(
         self, indices: Sequence[int] | np.ndarray | Tensor, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
-        """Return tokens (B, t, h, w) int64, label and action of the clips with these indices."""
+        """Return tokens (B, t, h, w) int64, and the rest, of the clips with these indices."""
         chosen = torch.as_tensor(np.asarray(indices), device=self._all["tokens"].device)
         batch = {name: value[chosen].to(device) for name, value in self._all.items()}
         return {**batch, "tokens": batch["tokens"].long()}

@@ -1,0 +1,534 @@
+"""The training loop: what it resumes, saves, logs, checks and refuses."""
+
+import json
+import math
+import sys
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, open_dataset, video
+from tinyvgpt import train as training
+from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
+
+SMALL = VQVAEConfig(
+    channels=1, frames=4, resolution=32, downsample=(2, 8, 8), hidden=8, res_blocks=1, codes=16,
+    code_dim=4, axial_heads=2,
+)  # fmt: skip
+QUICK = TrainConfig(
+    steps=6, batch_size=4, warmup=2, ema=0.9, log_every=2, checkpoint_every=2, validate_every=3,
+    validation_clips=6, lr=3e-3, device="cpu", weight_decay=0.1,
+)  # fmt: skip
+
+
+class Clips:
+    """Moving MNIST, small, with actions and without what a test leaves out."""
+
+    channels, frames, resolution = 1, 4, 32
+
+    def __init__(self, split="train", size=40, labels=True, actions=0):
+        options = {"frames": 4, "resolution": 32, "size": size, "digits_per_clip": 1}
+        self.inner, self.actions = open_dataset("moving-mnist", split, **options), actions
+        self.label_names = self.inner.label_names if labels else None
+        self.asked = []
+
+    def __len__(self):
+        return len(self.inner)
+
+    def batch(self, indices, device="cpu"):
+        self.asked.append(list(indices))
+        batch = self.inner.batch(indices, device)
+        if self.label_names is None:
+            del batch["label"]
+        if self.actions:
+            index = torch.as_tensor([int(i) for i in indices])
+            batch["action"] = index[:, None, None].expand(-1, 4, self.actions) / len(self)
+        return batch
+
+
+def fresh_vqvae():
+    torch.manual_seed(0)
+    return VQVAE(SMALL)
+
+
+def fresh_gpt(**fields):
+    torch.manual_seed(0)
+    vqvae = fresh_vqvae().eval()
+    config = GPTConfig.for_vqvae(
+        SMALL, **{"width": 12, "heads": 2, "layers": 1, "dropout": 0.1, **fields}
+    )
+    torch.nn.init.normal_(gpt_out := GPT(config, vqvae.codebook.codes).token_out.weight, std=0.1)
+    gpt = GPT(config, vqvae.codebook.codes)
+    gpt.token_out.weight.data.copy_(gpt_out)
+    return VideoGPT(vqvae, gpt)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run."""
+
+
+class StopsAfter(Clips):
+    """A dataset that ends the run when it is asked for one batch too many."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches
+
+    def batch(self, indices, device="cpu"):
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+        return super().batch(indices, device)
+
+
+# Resuming -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "gpt"])
+@pytest.mark.parametrize("stopped_at", [1, 2, 5])
+def test_resumes_exactly(tmp_path, stage, stopped_at):
+    """Averaged and plain weights, codebook and log are those of a run that was never stopped."""
+    fields = {"classes": 10, "label_dropout": 0.3}
+    make = fresh_vqvae if stage == "vqvae" else lambda: fresh_gpt(**fields)
+    train = train_vqvae if stage == "vqvae" else train_gpt
+    expected = train(make(), Clips(), QUICK, tmp_path / "whole", validation=Clips("val"))
+    with pytest.raises(Stop):
+        train(make(), StopsAfter(stopped_at), QUICK, tmp_path / "cut", validation=Clips("val"))
+    assert (tmp_path / "cut" / "checkpoint.pt").exists() == (stopped_at >= 2)
+    data = Clips()
+    torch.manual_seed(99)  # of no consequence
+    resumed = train(make(), data, QUICK, tmp_path / "cut", validation=Clips("val"))
+    assert same(resumed, expected)
+    assert len(data.asked) == 6 - stopped_at // 2 * 2, "goes on where the checkpoint was made"
+    a, b = (torch.load(tmp_path / run / "checkpoint.pt") for run in ("whole", "cut"))
+    assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
+    strip = lambda line: {k: v for k, v in line.items() if "per_second" not in k}  # noqa: E731
+    cut, whole = ([strip(x) for x in lines(tmp_path / run)] for run in ("cut", "whole"))
+    assert cut == whole
+
+
+def test_other_seed_other_weights(tmp_path):
+    """The comparison above can fail: the seed reaches the weights, and so does the data's order."""
+    first = train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path / "a")
+    second = train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, seed=1), tmp_path / "b")
+    assert not same(first, second)
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    data = StopsAfter(0)
+    assert same(train_vqvae(fresh_vqvae(), data, QUICK, tmp_path), first)
+
+
+def test_resuming_does_not_redraw_the_codebook(tmp_path):
+    """The original's `initialised` flag is not saved: its codebook starts anew on resuming."""
+    config = replace(QUICK, lr=0.0, ema=0.0)
+    with pytest.raises(Stop):
+        train_vqvae(fresh_vqvae(), StopsAfter(4), config, tmp_path)
+    before = torch.load(tmp_path / "checkpoint.pt")["module"]["codebook.codes"]
+    vqvae = train_vqvae(fresh_vqvae(), Clips(), replace(config), tmp_path)
+    kept = (vqvae.codebook.codes - before).norm(dim=1) < 0.3 * before.norm(dim=1)
+    assert kept.float().mean() > 0.5
+
+
+def test_left_over_lines_and_files_go(tmp_path):
+    with pytest.raises(Stop):
+        train_vqvae(fresh_vqvae(), StopsAfter(4), QUICK, tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write(
+            '{"step": 5, "loss": 1}\n{"step": 6, "lo'
+        )  # written after the checkpoint; cut off
+    (tmp_path / ".checkpoint.pt.1-ab.tmp").write_bytes(b"half a checkpoint")
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"lr": 1e-4}, "lr was 0.003, is 0.0001"),
+        ({"seed": 5}, "seed was 0, is 5"),
+        ({"steps": 8}, "steps was 6, is 8"),
+        ({"ema": 0.0, "batch_size": 2}, "batch_size was 4, is 2, ema was 0.9, is 0.0"),
+    ],
+)
+def test_checkpoint_of_other_settings(tmp_path, changed, named):
+    train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, steps=6), tmp_path)
+    with pytest.raises(ValueError, match=named) as caught:
+        train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, **changed), tmp_path)
+    assert "checkpoint.pt" in str(caught.value)
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    """Settings that no tensor's shape betrays are noticed too, and so is another tokenizer."""
+    train_gpt(fresh_gpt(), Clips(), QUICK, tmp_path)
+    with pytest.raises(ValueError, match=r"heads was 2, is 1"):
+        train_gpt(fresh_gpt(heads=1), Clips(), QUICK, tmp_path)
+    other = fresh_gpt()
+    other.vqvae.codebook.codes.add_(1)
+    other.gpt.codes.add_(1)
+    with pytest.raises(ValueError, match="codebook was"):
+        train_gpt(other, Clips(), QUICK, tmp_path)
+    with pytest.raises(ValueError, match="downsample was"):
+        train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+
+
+def test_what_may_change(tmp_path):
+    with pytest.raises(Stop):
+        train_vqvae(fresh_vqvae(), StopsAfter(4), QUICK, tmp_path / "cut")
+    free = {"log_every": 1, "checkpoint_every": 5, "validate_every": 0, "validation_clips": 2}
+    resumed = train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, **free), tmp_path / "cut")
+    assert same(resumed, train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        lambda path: path.write_bytes(b"nonsense"),
+        lambda path: path.write_bytes(b""),
+        lambda path: torch.save([1], path),
+        lambda path: torch.save({"config": {}}, path),
+        lambda path: torch.save({**torch.load(path), "module": {}}, path),
+        lambda path: torch.save({**torch.load(path), "optimizer": None}, path),
+        lambda path: torch.save({**torch.load(path), "ema": None}, path),
+    ],
+)
+def test_damaged_checkpoint(tmp_path, damage):
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    damage(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="damaged; remove it to start again") as caught:
+        train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "checkpoint.pt" in str(caught.value)
+
+
+def test_full_disk_keeps_the_checkpoint(tmp_path):
+    resource = pytest.importorskip("resource")
+    with pytest.raises(Stop):
+        train_vqvae(fresh_vqvae(), StopsAfter(4), QUICK, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+# What is saved and logged -------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_saved(tmp_path):
+    """They are Σ decay-weighted weights of all steps, computed here from the run's own steps."""
+    plain = []
+    original = training.Run.optimize
+
+    def spy(run, loss):
+        norm = original(run, loss)
+        plain.append({n: p.detach().clone() for n, p in run.module.named_parameters()})
+        return norm
+
+    training.Run.optimize = spy
+    try:
+        vqvae = fresh_vqvae()
+        returned = train_vqvae(vqvae, Clips(), QUICK, tmp_path)
+    finally:
+        training.Run.optimize = original
+    averaged = plain[0]
+    for weights in plain[1:]:
+        averaged = {n: 0.9 * averaged[n] + 0.1 * weights[n] for n in averaged}
+    saved = VQVAE.from_pretrained(tmp_path)
+    for name, parameter in saved.named_parameters():
+        assert torch.allclose(parameter, averaged[name], atol=1e-6), name
+    assert same(returned, saved)
+    assert not same(vqvae, saved), "the last weights are others"
+    assert torch.equal(saved.codebook.codes, vqvae.codebook.codes), "the codebook averages itself"
+    assert not returned.training
+
+
+def test_without_averaging_the_last_weights_are_saved(tmp_path):
+    model = fresh_gpt()
+    train_gpt(model, Clips(), replace(QUICK, ema=0.0), tmp_path)
+    assert same(VideoGPT.from_pretrained(tmp_path).gpt, model.gpt)
+
+
+def test_tokenizer_is_frozen(tmp_path):
+    model = fresh_gpt()
+    before = {n: t.clone() for n, t in model.vqvae.state_dict().items()}
+    train_gpt(model, Clips(), QUICK, tmp_path)
+    after = model.vqvae.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_loss_falls(tmp_path):
+    """Both stages learn: the overfitting of one batch of 4 clips."""
+    config = replace(QUICK, steps=60, lr=1e-2, ema=0.0, log_every=1, warmup=5, weight_decay=0.0)
+    train_vqvae(fresh_vqvae(), Clips(size=4), config, tmp_path / "vqvae")
+    losses = [line["recon_loss"] for line in lines(tmp_path / "vqvae")]
+    assert losses[-1] < 0.5 * losses[0]
+    model = fresh_gpt(width=48, dropout=0.0)
+    model.gpt.token_out.weight.data.zero_()
+    train_gpt(model, Clips(size=4), config, tmp_path / "gpt")
+    losses = [line["loss"] for line in lines(tmp_path / "gpt")]
+    assert losses[0] == pytest.approx(math.log(16), abs=1e-3), "uniform before it learns"
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_log(tmp_path):
+    """Means over the steps since the line before, the learning rate, the speed; validation."""
+    every = train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, log_every=1), tmp_path / "1")
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path / "2", validation=Clips("val"))
+    each = lines(tmp_path / "1")
+    second = [line for line in lines(tmp_path / "2") if "loss" in line]
+    assert [line["step"] for line in second] == [2, 4, 6]
+    for i, line in enumerate(second):
+        for name in ("loss", "recon_loss", "commitment_loss", "perplexity", "used", "psnr"):
+            mean = (each[2 * i][name] + each[2 * i + 1][name]) / 2
+            assert line[name] == pytest.approx(mean, rel=1e-5), name
+        assert line["clips_per_second"] > 0
+        assert line["lr"] == pytest.approx(QUICK.lr_at(2 * i + 1), rel=1e-5)
+        assert line["grad_norm"] > 0
+    validation = [line for line in lines(tmp_path / "2") if "val_loss" in line]
+    assert [line["step"] for line in validation] == [3, 6]
+    with torch.no_grad():  # six clips in batches of four: the mean is over clips
+        x = video.to_model(Clips("val").batch(range(6))["video"])
+        expected = torch.nn.functional.mse_loss(every(x).reconstruction, x) / SMALL.data_variance
+    assert validation[-1]["val_recon_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_learning_rate():
+    config = TrainConfig(steps=110, warmup=10, lr=2.0, final_lr=0.1)
+    assert config.lr_at(0) == pytest.approx(0.2)
+    assert config.lr_at(9) == config.lr_at(10) == pytest.approx(2.0)
+    assert config.lr_at(60) == pytest.approx(2.0 * 0.55)
+    assert config.lr_at(110) == pytest.approx(0.2)
+    original = TrainConfig(steps=100, warmup=0, lr=1.0)  # cosine to 0, stepped every iteration
+    assert original.lr_at(50) == pytest.approx(0.5)
+    assert original.lr_at(100) == pytest.approx(0.0)
+
+
+def test_previews_play(tmp_path):
+    """Originals over reconstructions; samples, for fewer clips than a preview would show, too."""
+    pytest.importorskip("av")
+    config = replace(QUICK, preview_every=4)
+    train_vqvae(fresh_vqvae(), Clips(size=5), config, tmp_path / "a")
+    files = sorted(path.name for path in (tmp_path / "a" / "previews").iterdir())
+    assert files == ["0000004.mp4", "0000006.mp4"]
+    clip = video.read(tmp_path / "a" / "previews" / files[-1])
+    assert len(clip) == 4
+    assert clip.shape[1] >= 2 * 32
+    fields = {"classes": 10, "cond_frames": 1, "cond_depth": 10, "cond_width": 8, "action_dim": 2}
+    for once in (0, 5):
+        folder = tmp_path / f"b{once}"
+        data = Clips(size=5, actions=2)
+        train_gpt(fresh_gpt(**fields), data, replace(config, encode_once=once), folder)
+        assert len(video.read(folder / "previews" / "0000006.mp4")) == 4
+
+
+def test_previews_do_not_change_the_weights(tmp_path):
+    first = train_gpt(fresh_gpt(), Clips(), replace(QUICK, preview_every=1), tmp_path / "a")
+    assert same(first, train_gpt(fresh_gpt(), Clips(), QUICK, tmp_path / "b"))
+
+
+def test_warns_without_av(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.warns(UserWarning, match="PyAV"):
+        train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, preview_every=3), tmp_path)
+    assert not (tmp_path / "previews").exists()
+    assert (tmp_path / "vqvae.safetensors").exists()
+
+
+# What the model is conditioned on -----------------------------------------------------------------
+
+
+class Spy(GPT):
+    """Keeps what its loss was given."""
+
+    def loss(self, tokens, **condition):
+        self.given = {"tokens": tokens, **condition}
+        return super().loss(tokens, **condition)
+
+
+@pytest.mark.parametrize("encode_once", [0, 4])
+def test_conditions_reach_the_model(tmp_path, encode_once):
+    fields = {"classes": 10, "cond_frames": 2, "cond_depth": 10, "cond_width": 8, "action_dim": 3}
+    model = fresh_gpt(**fields)
+    model.gpt.__class__ = Spy
+    data = Clips(size=4, actions=3)
+    config = replace(QUICK, steps=1, encode_once=encode_once, ema=0.0)
+    train_gpt(model, data, config, tmp_path)
+    batch = data.batch(range(4))  # one step sees all four, in some order
+    given = model.gpt.given
+    x = video.to_model(batch["video"])
+    tokens = model.vqvae.encode(x)
+    place = {float(a): i for i, a in enumerate(batch["action"][:, 0, 0])}
+    where = [place[float(a)] for a in given["actions"][:, 0, 0]]
+    assert sorted(where) == [0, 1, 2, 3]
+    assert torch.equal(given["tokens"], tokens[where])
+    assert torch.equal(given["labels"], batch["label"][where])
+    assert torch.equal(given["actions"], batch["action"][where])
+    assert torch.equal(given["frames"], x[where][:, :, :2])
+
+
+def test_encode_once_trains_the_same(tmp_path):
+    """As many clips as there are: the same tokens in the same order, so the same weights."""
+    first = train_gpt(fresh_gpt(), Clips(), QUICK, tmp_path / "a")
+    data = Clips()
+    second = train_gpt(fresh_gpt(), data, replace(QUICK, encode_once=40), tmp_path / "b")
+    assert same(first, second)
+    assert data.asked == [list(range(40))], "every clip is read once"
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def data_with(**attributes):
+    data = Clips()
+    for name, value in attributes.items():
+        setattr(data, name, value)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"channels": 3}, "channels 3, the model needs 1"),
+        ({"frames": 8}, "frames 8, the model needs 4"),
+        ({"resolution": 64}, "resolution 64, the model needs 32"),
+    ],
+)
+def test_data_that_does_not_fit(tmp_path, attributes, says):
+    data = data_with(**attributes)
+    for call in (
+        lambda: train_vqvae(fresh_vqvae(), data, QUICK, tmp_path),
+        lambda: train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path, validation=data),
+        lambda: train_gpt(fresh_gpt(), data, QUICK, tmp_path),
+        lambda: train_gpt(fresh_gpt(), Clips(), QUICK, tmp_path, validation=data),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("fields", "data", "says"),
+    [
+        ({"classes": 7}, {}, "7 classes, the data 10 labels"),
+        ({"classes": 10}, {"labels": False}, "10 classes, the data 0 labels"),
+        ({"action_dim": 3}, {}, "no actions"),
+        ({"action_dim": 3}, {"actions": 2}, r"\(4, 2\), the model needs \(4, 3\)"),
+    ],
+)
+def test_conditions_that_the_data_lacks(tmp_path, fields, data, says):
+    with pytest.raises(ValueError, match=says):
+        train_gpt(fresh_gpt(**fields), Clips(**data), QUICK, tmp_path)
+
+
+def test_labels_in_another_order(tmp_path):
+    model = fresh_gpt(classes=10)
+    model.label_names = tuple("9876543210")
+    with pytest.raises(ValueError, match="another order"):
+        train_gpt(model, Clips(), QUICK, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"precision": "float16"}, "float16"),
+        ({"log_every": 0}, "log_every is 0"),
+    ],
+)
+def test_settings_that_make_no_sense(fields, says):
+    with pytest.raises(ValueError, match=says):
+        TrainConfig(**fields)
+
+
+def test_unknown_device():
+    with pytest.raises(ValueError, match="gpu"):
+        TrainConfig(device="gpu").torch_device()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            TrainConfig(device="cuda").torch_device()
+
+
+class Poisoned(VQVAE):
+    """A tokenizer whose loss, or only whose gradient, turns bad at one step."""
+
+    at, only_gradient, calls = 5, False, 0
+
+    def forward(self, x):
+        out = super().forward(x)
+        self.calls += 1
+        if self.calls < self.at:
+            return out
+        bad = (self.to_code.bias.sum() * 0).abs().sqrt()  # 0, and its gradient is 0 · ∞
+        return out._replace(loss=out.loss + (bad if self.only_gradient else math.inf))
+
+
+@pytest.mark.parametrize("only_gradient", [False, True])
+@pytest.mark.parametrize(("at", "checkpointed", "logged"), [(5, 4, 10), (2, 0, 10), (3, 2, 1)])
+def test_divergence_stops(tmp_path, at, checkpointed, logged, only_gradient):
+    torch.manual_seed(0)
+    vqvae = Poisoned(SMALL)
+    vqvae.at, vqvae.only_gradient = at, only_gradient
+    config = replace(QUICK, log_every=logged)
+    with pytest.raises(ValueError, match=rf"not finite at step {at}\b") as caught:
+        train_vqvae(vqvae, Clips(), config, tmp_path)
+    assert "\n" not in str(caught.value)
+    if checkpointed:
+        assert str(tmp_path / "checkpoint.pt") in str(caught.value)
+        content = torch.load(tmp_path / "checkpoint.pt")
+        assert content["step"] == checkpointed
+        floats = [t for t in content["module"].values() if t.is_floating_point()]
+        assert all(t.isfinite().all() for t in floats), "the last good checkpoint is good"
+    else:
+        assert "no checkpoint" in str(caught.value)
+    assert not (tmp_path / "vqvae.safetensors").exists()
+    if (tmp_path / "log.jsonl").exists():
+        assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_clipping(tmp_path):
+    """The logged norm is the gradient's own; without clipping a step of plain size is made."""
+    norms = []
+    for limit in (0.0, 1e-3):
+        out = tmp_path / str(limit)
+        train_vqvae(
+            fresh_vqvae(), Clips(), replace(QUICK, clip_norm=limit, steps=1, log_every=1), out
+        )
+        norms.append(lines(out)[0]["grad_norm"])
+    assert norms[0] == norms[1] > 1e-2
+
+
+def test_workers_train_the_same(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = replace(QUICK, steps=2)
+        first = train_vqvae(fresh_vqvae(), Clips(), config, tmp_path / "a")
+        second = train_vqvae(fresh_vqvae(), Clips(), replace(config, workers=1), tmp_path / "b")
+    assert same(first, second)
+
+
+def test_about_is_in_the_checkpoint(tmp_path):
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt")["model"] == asdict(SMALL)
