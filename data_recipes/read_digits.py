@@ -1,6 +1,6 @@
 """How many of a model's clips show a digit: a classifier trained on MNIST reads frame 8 of each.
 
-    python data_recipes/read_digits.py moving-mnist --mnist FOLDER --out sheet.png
+    python data_recipes/read_digits.py moving-mnist --out sheet.png
 
 The classifier sees 28 × 28 windows and knows eleven classes: the ten digits, and "none", learnt
 from blank and off-centre windows, parts of strokes, and blends of two digits. A frame shows a digit
@@ -12,6 +12,7 @@ Shapes: B windows or clips · T frames · H W pixels.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvgpt import VideoGPT, open_dataset, video
+from tinyvgpt.bench import record
 from tinyvgpt.data.mnist import load
 
 NONE = 10  # the class of windows without a digit
@@ -147,7 +149,7 @@ def main() -> None:
     """Trains the classifier, samples, reads, and writes the sheet and the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder, shipped name or hub id")
-    parser.add_argument("--mnist", help="folder of the full MNIST; by default the embedded subset")
+    parser.add_argument("--mnist", help="folder of the full MNIST; the embedded subset if left out")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=None)
@@ -169,6 +171,8 @@ def main() -> None:
         "of_shuffled_blocks": share(reader, shuffled_blocks(real)),
     }
     print(json.dumps(figures, indent=2))
+    command = f"python {' '.join(['data_recipes/read_digits.py', *sys.argv[1:]])}"
+    record(figures, "moving-mnist-digits", command, Path("book/results"))
     from PIL import Image
 
     picture = sheet(samples)[..., 0].repeat_interleave(2, 0).repeat_interleave(2, 1)

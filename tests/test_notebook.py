@@ -103,3 +103,8 @@ def test_style_draws_one_pixel_as_one_square_on_a_white_card():
     assert set(np.unique(pixels)) == {0, 255}
     assert pixels[: height // 4 - 1].min() == 255
     assert pixels[height // 4 + 1 : height // 2 - 1, width // 4 + 1 : width // 2 - 1].max() == 0
+
+
+def test_check_compares_python_floats_in_double_precision():
+    with pytest.raises(AssertionError):
+        notebook.check("thirds", [1 / 3], [1 / 3 + 1e-12])

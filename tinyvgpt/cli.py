@@ -140,6 +140,8 @@ class Sample:
     """Strength of the label; 1 is off."""
     seed: int | None = 0
     """Of the random draws; None for a new one."""
+    columns: int | None = None
+    """Clips a row of the grid; by default the smallest square."""
     fps: float = 8.0
     """Frames a second of the file."""
     scale: int = 3
@@ -163,7 +165,7 @@ class Sample:
             seed=self.seed,
             progress=True,
         )
-        video.write(self.out, video.grid(clips), fps=self.fps, scale=self.scale)
+        video.write(self.out, video.grid(clips, self.columns), fps=self.fps, scale=self.scale)
         print(f"{len(clips)} clips in {self.out}")
 
     def by_index(self, model: VideoGPT) -> bool:

@@ -72,7 +72,7 @@ def check(name: str, yours: Values, package: Values, atol: float = 0.0) -> None:
         AssertionError: The shapes differ, there is nothing to compare, or two values differ by more
             than `atol` or are not numbers; the message shows the two that differ most.
     """
-    a, b = (torch.as_tensor(x).detach().cpu().double() for x in (yours, package))
+    a, b = (_float64(x) for x in (yours, package))
     if a.shape != b.shape:
         raise AssertionError(
             f"{name}: yours has shape {tuple(a.shape)}, the package's {tuple(b.shape)}"
@@ -91,6 +91,12 @@ def check(name: str, yours: Values, package: Values, atol: float = 0.0) -> None:
         )
     agreement = "equal" if largest == 0 else f"largest difference {largest:.1e}"
     print(f"✓ {name}: {agreement} ({a.numel():,} values)")
+
+
+def _float64(values: Values) -> torch.Tensor:
+    """Values as float64; by way of numpy where they are Python's, which torch would round first."""
+    values = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+    return values.detach().cpu().double()
 
 
 def style() -> None:
