@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity.weights import clip, fill
 from safetensors import safe_open
 
-from parity.weights import clip, fill
 from tinyvgpt import upstream
 from tinyvgpt.sampling import Decoder
 
@@ -21,7 +21,7 @@ class Case:
 
     def __init__(self, name):
         with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
                 setattr(self, key, file.get_tensor(key))
             meta = file.metadata()
         self.args = json.loads(meta["args"])
@@ -94,7 +94,7 @@ def test_gpt(case, name):
 @pytest.mark.parametrize("prefix", [0, 37])
 @pytest.mark.parametrize("name", GPTS)
 def test_cached_decoding(case, name, prefix):
-    """Step by step with a cache, from nothing or behind a prefix, gives the full forward's logits."""
+    """Step by step with a cache, from nothing or behind a prefix, logits are the full forward's."""
     c = case(name)
     gpt = c.gpt().gpt
     tokens = c.codes.flatten(1)
