@@ -42,15 +42,6 @@ def save(folder, value=1.0, size=10):
     )
 
 
-@pytest.fixture
-def file_limit():
-    """Sets the largest size that a file may have: writing beyond fails as on a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 # Writing ------------------------------------------------------------------------------------------
 
 
@@ -69,8 +60,7 @@ def test_full_disk(tmp_path, file_limit):
     """The weights don't fit: what was there stays, to the last byte, and nothing is left over."""
     save(tmp_path)
     before = content(tmp_path)
-    file_limit(10_000)
-    with pytest.raises(OSError, match="could not be written"):
+    with file_limit(10_000), pytest.raises(OSError, match="could not be written"):
         save(tmp_path, 2.0, size=10_000)
     assert content(tmp_path) == before
 

@@ -218,18 +218,13 @@ def test_damaged_checkpoint(tmp_path, damage):
     assert "checkpoint.pt" in str(caught.value)
 
 
-def test_full_disk_keeps_the_checkpoint(tmp_path):
-    resource = pytest.importorskip("resource")
+def test_full_disk_keeps_the_checkpoint(tmp_path, file_limit):
     with pytest.raises(Stop):
         train_vqvae(fresh_vqvae(), StopsAfter(4), QUICK, tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-    try:
-        with pytest.raises(OSError, match="could not be written"):
-            train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    limited = file_limit(len(before) // 2)
+    with limited, pytest.raises(OSError, match="could not be written"):
+        train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 

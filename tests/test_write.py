@@ -13,7 +13,6 @@ from PIL import Image
 from tinyvgpt import video
 from tinyvgpt.write import frame_rate
 
-resource = pytest.importorskip("resource") if os.name == "posix" else None
 ENDINGS = ["mp4", "webm", "gif"]
 
 
@@ -172,21 +171,16 @@ class TestWrite:
 
 
 class TestFullDisk:
-    @pytest.mark.skipif(resource is None, reason="needs a limit on file sizes")
     @pytest.mark.parametrize("ending", ENDINGS)
-    def test_old_file_survives(self, tmp_path, ending):
+    def test_old_file_survives(self, tmp_path, ending, file_limit):
         path = tmp_path / f"clip.{ending}"
         video.write(path, bouncing())
         old = path.read_bytes()
         noise = torch.randint(0, 256, (12, 64, 64, 3), dtype=torch.uint8)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
         for limit in (0, 1000, 20_000):  # noise takes more than 50,000 bytes
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            try:
-                with pytest.raises(OSError, match=rf"clip\.{ending} was not written") as raised:
-                    video.write(path, noise)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            match = rf"clip\.{ending} was not written"
+            with file_limit(limit), pytest.raises(OSError, match=match) as raised:
+                video.write(path, noise)
             assert raised.value.errno == errno.EFBIG
             assert path.read_bytes() == old
             assert list(tmp_path.iterdir()) == [path]

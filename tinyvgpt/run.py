@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tinyvgpt.store import write_atomically
 
 FREE = {  # settings that may change between a run's parts, as its weights don't depend on them
-    *("device", "workers", "compile", "checkpointing", "log_every", "checkpoint_every"),
+    *("device", "workers", "checkpointing", "log_every", "checkpoint_every"),
     *("validate_every", "validation_clips", "preview_every"),
 }
 
@@ -37,18 +37,13 @@ class TrainConfig:
     warmup: int = 100  # steps in which the learning rate rises linearly from 0
     final_lr: float = 0.0  # learning rate at the end of the cosine, as a share of `lr`
     beta2: float = 0.999  # AdamW's decay of squared gradients; its beta1 is 0.9
-    weight_decay: float = 0.0  # on matrices and kernels, not on biases, gains or tables
+    weight_decay: float = 0.0  # on parameters of two axes or more, not on biases and gains
     clip_norm: float = 1.0  # largest norm of the gradient; 0 for no clipping
     ema: float = 0.0  # decay of the averaged weights that are saved; 0 saves the last ones
-    precision: str = (
-        "auto"  # "float32", "bfloat16" (autocast) or "auto": bfloat16 on GPUs that have it
-    )
-    compile: bool = False  # torch.compile the loss: slow to start, faster afterwards
+    precision: str = "auto"  # "float32", "bfloat16" (autocast), "auto": bfloat16 on GPUs with it
     device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
     workers: int = 0  # processes that load data
-    encode_once: int = (
-        0  # GPT: encode so many clips beforehand and train on those; 0: every step anew
-    )
+    encode_once: int = 0  # GPT: train on so many clips, encoded beforehand; 0: new ones each step
     seed: int = 0  # of batches, dropout and everything else random
     log_every: int = 25  # steps between lines of log.jsonl
     checkpoint_every: int = 500  # steps between checkpoints

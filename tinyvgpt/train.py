@@ -214,8 +214,6 @@ def fit(
     module = stage.module.to(device).train()
     run = Run(module, config, stage.about)
     run.resume(out)
-    if config.compile:
-        module.compile()
     stream = batches(
         data,
         config.batch_size,
