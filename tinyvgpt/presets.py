@@ -91,7 +91,7 @@ def laptop() -> Preset:
         vqvae,
         replace(shared, steps=1000, lr=2e-3),
         gpt,
-        replace(shared, steps=2000, lr=2e-3, batch_size=16),
+        replace(shared, steps=1000, lr=2e-3, batch_size=16),
     )
 
 
