@@ -1,8 +1,13 @@
 """Fixtures that several test files share."""
 
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+RECIPES = Path(__file__).parents[1] / "data_recipes"
+sys.path.insert(0, str(RECIPES))  # as Python does for a script that is started there
 
 
 @pytest.fixture
