@@ -18,8 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinyvgpt.data.windows import SPLITS, check_split
+
+__all__ = ["SPLITS", "Digits", "load", "read_idx"]
+
 SIDE = 28  # height and width of a digit in pixels
-SPLITS = ("train", "val", "test")
 SUBSET = Path(__file__).with_name("mnist_subset.npz")
 FOLDER_VARIABLE = "TINYVGPT_MNIST"  # environment variable: a folder with all of MNIST
 FILES = {  # split on disk → names of its images and labels, each as is or with .gz
@@ -51,8 +54,7 @@ def load(split: str = "train", folder: str | os.PathLike | None = None) -> Digit
     Raises:
         ValueError: unknown split, a file is missing, truncated or not what its name says.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
+    check_split(split)
     folder = folder or os.environ.get(FOLDER_VARIABLE)
     return _load(split, str(Path(folder).absolute()) if folder else None)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from tinyvgpt import counter
 from tinyvgpt.data import mnist
+from tinyvgpt.data.windows import checked
 
 SIZES = {"train": 1_000_000, "val": 10_000, "test": 10_000}  # clips, where no size is given
 WHICH, START_Y, START_X, DIRECTION = range(4)  # the draws for each digit of a clip
@@ -147,7 +148,7 @@ class MovingMNIST:
             ValueError: `indices` is not a non-empty list of integers.
             IndexError: an index is out of range.
         """
-        clip = self._checked(indices)[:, None]  # (B, 1)
+        clip = checked(indices, len(self))[:, None]  # (B, 1)
         digit = np.arange(self.digits_per_clip)  # (n,)
         key = (self.seed, mnist.SPLITS.index(self.split), clip, digit)  # each draw (B, n)
         digits = counter.integers(len(self._mnist.labels), *key, WHICH)
@@ -156,15 +157,6 @@ class MovingMNIST:
         path = rearrange(bounce(start, velocity, self.frames), "t b n yx -> b t n yx")
         positions = (path * (self.resolution - mnist.SIDE)).astype(np.int64)
         return Trajectories(positions, digits, self._mnist.labels[digits])
-
-    def _checked(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
-        array = np.asarray(indices)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"indices are {indices!r}, they must be a list of integers")
-        outside = array[(array < 0) | (array >= len(self))]
-        if outside.size:
-            raise IndexError(f"no clip {outside[0]}, there are {len(self)} (0 … {len(self) - 1})")
-        return array
 
     def _labels(self, classes: np.ndarray) -> np.ndarray:
         """Index into label_names of each row of `classes`, (B, n) → (B,)."""
