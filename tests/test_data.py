@@ -213,8 +213,12 @@ def test_open_dataset_passes_its_options_on():
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("moving-minst", {}, "no dataset 'moving-minst', did you mean 'moving-mnist'"),
-        ("imagenet", {}, "no dataset 'imagenet'; there is moving-mnist"),
+        (
+            "moving-minst",
+            {},
+            "no dataset, file or folder 'moving-minst', did you mean 'moving-mnist'",
+        ),
+        ("imagenet", {}, "no dataset, file or folder 'imagenet'; there is moving-mnist"),
         ("moving-mnist", {"split": "training"}, "split is 'training', .* train, val, test"),
         ("moving-mnist", {"frame": 3}, "no option 'frame', did you mean 'frames'"),
         ("moving-mnist", {"frames": 0}, "frames is 0, it must be at least 1"),
@@ -298,6 +302,17 @@ def test_workers_make_the_same_batches(workers):
     assert torch.equal(torch.get_rng_state(), generator_before)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_what_one_would_see(world_size):
+    whole = places(50, 12, 9, seed=5)
+    shares = [places(50, 12, 9, seed=5, rank=r, world_size=world_size) for r in range(world_size)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert {len(part) for part in parts} == {12 // world_size}
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+    epoch = list(itertools.chain(*(part for step in zip(*shares, strict=True) for part in step)))
+    assert sorted(epoch[:48]) == sorted(set(epoch[:48]))  # four whole batches of the first epoch
+
+
 def test_starting_late_in_a_large_dataset_costs_nothing():
     seconds = []
     for start in (0, 10**4, 10**6):
@@ -314,6 +329,8 @@ def test_starting_late_in_a_large_dataset_costs_nothing():
         (9, {"batch_size": 1, "start": -1}, "start is -1"),
         (9, {"batch_size": 1, "workers": -1}, "workers is -1"),
         (0, {"batch_size": 1}, r"len\(dataset\) is 0"),
+        (9, {"batch_size": 8, "rank": 2, "world_size": 2}, "rank is 2, of 2 processes"),
+        (9, {"batch_size": 8, "rank": 0, "world_size": 3}, "batch_size is 8, 3 processes don't"),
     ],
 )
 def test_bad_batches_are_refused(size, options, message):

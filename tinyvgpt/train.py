@@ -7,7 +7,6 @@ weights that it would have had anyway.
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid.
 """
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tinyvgpt import counter, video
 from tinyvgpt.data import Dataset, batches
-from tinyvgpt.data.tokens import Tokens
+from tinyvgpt.data.tokens import TokenFolder, Tokens
+from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint
 from tinyvgpt.gpt import GPT
 from tinyvgpt.run import Log, Run, TrainConfig
 from tinyvgpt.videogpt import VideoGPT, evaluating
@@ -29,7 +28,6 @@ from tinyvgpt.vqvae import VQVAE
 
 Batch = dict[str, Tensor]
 PREVIEWED = 8  # clips in a preview
-ENCODED_AT_A_TIME = 64  # clips
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,10 @@ def train_vqvae(
     Raises:
         ValueError: for data that doesn't fit the model, or a checkpoint of another run.
     """
-    check_data(data, vqvae)
-    if validation is not None:
-        check_data(validation, vqvae)
+    for clips in (data,) if validation is None else (data, validation):
+        check_data(clips, vqvae)
+        if isinstance(clips, Tokens | TokenFolder):
+            raise ValueError("the data are tokens; a tokenizer is trained on clips")
 
     def loss(model: VQVAE, batch: Batch) -> dict[str, Tensor]:
         result = model(video.to_model(batch["video"]))
@@ -121,7 +120,8 @@ def train_gpt(
     device = config.torch_device()
     model.vqvae.requires_grad_(False).eval().to(device)
     if config.encode_once:
-        data = encode_dataset(model, data, config.encode_once, device)
+        first = gpt_config.cond_frames
+        data = encode_dataset(model.vqvae, data, config.encode_once, first, device)
         config = replace(config, workers=0)  # nothing is left to be done by other processes
 
     def conditions(batch: Batch) -> dict[str, Tensor]:
@@ -151,46 +151,16 @@ def train_gpt(
     def save(gpt: GPT, folder: Path) -> None:
         VideoGPT(model.vqvae, gpt, model.label_names).save(folder)
 
-    codebook = hashlib.sha256(model.gpt.codes.cpu().numpy().tobytes()).hexdigest()[:12]
-    about = {**asdict(gpt_config), "codebook": codebook}
+    about = {**asdict(gpt_config), "codebook": fingerprint(model.gpt.codes)}
     stage = Stage(model.gpt, about, loss, "tokens", gpt_config.tokens, preview, save)
     return VideoGPT(model.vqvae, fit(stage, data, config, out, validation), model.label_names)
-
-
-def encode(vqvae: VQVAE, batch: Batch) -> Tensor:
-    """Tokens (B, t, h, w) of a batch's clips, in float32 whatever the precision of training."""
-    with torch.autocast(batch["video"].device.type, enabled=False):
-        return vqvae.encode(video.to_model(batch["video"]))
-
-
-def encode_dataset(model: VideoGPT, data: Dataset, clips: int, device: torch.device) -> Tokens:
-    """The first `clips` clips of a dataset as tokens, kept on `device`.
-
-    Of `video` as many first frames are kept as the model is conditioned on.
-    """
-    parts: dict[str, list[Tensor]] = {}
-    for batch in tqdm(fixed_clips(data, clips, ENCODED_AT_A_TIME, device), desc="encoding"):
-        tokens = encode(model.vqvae, batch).to(torch.int32)
-        first = batch["video"][:, : model.gpt.config.cond_frames].clone()
-        for name, value in {**batch, "video": first, "tokens": tokens}.items():
-            parts.setdefault(name, []).append(value)
-    about = {
-        name: getattr(data, name) for name in ("channels", "frames", "resolution", "label_names")
-    }
-    return Tokens({name: torch.cat(values) for name, values in parts.items()}, **about)
-
-
-def check_data(data: Dataset, vqvae: VQVAE) -> None:
-    """Raises ValueError unless clips have the model's channels, length and size."""
-    for name in ("channels", "frames", "resolution"):
-        found, needed = getattr(data, name), getattr(vqvae.config, name)
-        if found != needed:
-            raise ValueError(f"the data has {name} {found}, the model needs {needed}")
 
 
 def check_conditions(data: Dataset, model: VideoGPT) -> None:
     """Raises ValueError unless clips have the labels and actions that the model needs."""
     config, names = model.gpt.config, data.label_names
+    if isinstance(data, TokenFolder):
+        check_tokens(data, model)
     if config.classes and config.classes != len(names or ()):
         raise ValueError(
             f"the model has {config.classes} classes, the data {len(names or ())} labels"
@@ -203,6 +173,22 @@ def check_conditions(data: Dataset, model: VideoGPT) -> None:
         if action is None or action.shape[1:] != (config.frames, config.action_dim):
             needed = (config.frames, config.action_dim)
             raise ValueError(f"the data has {found}, the model needs {needed} (frames, action_dim)")
+
+
+def check_tokens(data: TokenFolder, model: VideoGPT) -> None:
+    """Raises ValueError unless tokens are of the model's tokenizer and have its first frames."""
+    needed = fingerprint(model.vqvae.codebook.codes)
+    if data.codebook != needed:
+        raise ValueError(
+            f"{data.folder} was encoded by another tokenizer: its codebook is {data.codebook}, "
+            f"the model's {needed}"
+        )
+    stored = data.about["first_frames"]
+    if stored < model.gpt.config.cond_frames:
+        raise ValueError(
+            f"{data.folder} has the first {stored} frames of each clip, the model is conditioned "
+            f"on {model.gpt.config.cond_frames} (tinyvgpt encode --first-frames)"
+        )
 
 
 def fit(

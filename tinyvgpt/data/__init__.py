@@ -7,9 +7,11 @@ endless stream for training; `open_dataset` finds one by name.
 Shapes: B clips · T frames · H = W = resolution · C channels · A numbers in an action.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +19,14 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.data.batches import batches
+from tinyvgpt.data.hdf5 import HDF5Clips
 from tinyvgpt.data.moving_mnist import MovingMNIST
+from tinyvgpt.data.tokens import INDEX, TokenFolder
 
-__all__ = ["Dataset", "MovingMNIST", "batches", "open_dataset"]
+__all__ = ["Dataset", "HDF5Clips", "MovingMNIST", "TokenFolder", "batches", "open_dataset"]
 
-NAMES = ("moving-mnist",)  # what open_dataset knows
+EMBEDDED = {"moving-mnist": MovingMNIST}  # what is in the package
+HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 class Dataset(Protocol):
@@ -60,27 +65,66 @@ class Dataset(Protocol):
         ...
 
 
-def open_dataset(spec: str, split: str = "train", **options: Any) -> Dataset:
-    """Open a dataset by its name.
+def open_dataset(spec: str | os.PathLike, split: str = "train", **options: Any) -> Dataset:
+    """Open a dataset by its name or its place.
 
     Args:
-        spec: "moving-mnist".
+        spec: "moving-mnist"; an HDF5 file (.h5, .hdf5) in the original's format; or a folder of
+            tokens that `tinyvgpt encode` wrote.
         split: "train", "val" or "test".
-        **options: fields of the dataset, see `MovingMNIST`.
+        **options: fields of the dataset: see `MovingMNIST`, `HDF5Clips`. Tokens take none; `frames`
+            and `resolution` are compared with those of the clips that were encoded.
 
     Returns:
         An object as `Dataset` describes it.
 
     Raises:
-        ValueError: unknown name, split or option, or an option out of its range.
+        ValueError: unknown name, split or option, an option out of its range, or data that are not
+            what they should be.
+        OSError: a file or folder may not be read.
     """
-    if spec == "moving-mnist":
-        known = [field.name for field in fields(MovingMNIST) if field.name != "split"]
-        for name in options:
-            if name not in known:
-                raise ValueError(f"{spec} has no option {name!r}{_hint(name, known)}")
-        return MovingMNIST(split, **options)
-    raise ValueError(f"there is no dataset {spec!r}{_hint(spec, NAMES)}")
+    spec = os.fspath(spec)
+    if spec in EMBEDDED:
+        return _with_options(EMBEDDED[spec], spec, (), split, options)
+    path = Path(spec)
+    if path.is_file() and path.suffix.lower() in HDF5_SUFFIXES:
+        return _with_options(HDF5Clips, spec, (spec,), split, options)
+    if path.is_dir() and any(path.glob(f"*/{INDEX}")):
+        return _open_tokens(spec, split, options)
+    raise ValueError(_unknown(path))
+
+
+def _with_options(
+    kind: Any, spec: str, place: tuple[str, ...], split: str, options: dict[str, Any]
+) -> Dataset:
+    """A dataset of a dataclass `kind`, unless an option is none of its fields."""
+    known = [field.name for field in fields(kind)][len(place) :]
+    known.remove("split")
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{spec} has no option {name!r}{_hint(name, known)}")
+    return kind(*place, split=split, **options)
+
+
+def _open_tokens(spec: str, split: str, options: dict[str, Any]) -> TokenFolder:
+    data = TokenFolder(spec, split)
+    for name, value in options.items():
+        if name not in ("frames", "resolution"):
+            raise ValueError(f"{spec} holds tokens, which have no option {name!r}")
+        if value != getattr(data, name):
+            found = getattr(data, name)
+            raise ValueError(f"{spec} holds tokens of clips with {name} {found}, not {value}")
+    return data
+
+
+def _unknown(path: Path) -> str:
+    """What is wrong with a spec that is neither a name nor data."""
+    if path.is_file():
+        kinds = ", ".join(HDF5_SUFFIXES)
+        return f"{path} is no dataset: a file must be HDF5 ({kinds}); of videos give the folder"
+    if path.suffix or len(path.parts) > 1:
+        return f"there is no file or folder {str(path)!r}"
+    return f"there is no dataset, file or folder {str(path)!r}{_hint(str(path), list(EMBEDDED))}"
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -4,9 +4,10 @@ Think of the epochs laid end to end: epoch 0's clips in a random order, then epo
 Batch k is the k-th stretch of `batch_size` clips on that line, so a batch may hold the end of one
 epoch and the beginning of the next, and no clip is dropped. `counter.shuffled` finds the clip at
 any place of any epoch's order directly; so starting at batch 1,000,000 costs no more than starting
-at 0, and training that resumes there goes on as if it had never stopped. Chapter 02 builds it.
+at 0, and training that resumes there goes on as if it had never stopped. Several training processes
+cut every batch into shares, so together they see what one would. Chapter 02 builds it.
 
-Shapes: B = batch_size.
+Shapes: B clips in a process's share of a batch: all of it, where there is one process.
 """
 
 from collections.abc import Iterator
@@ -35,25 +36,31 @@ def batches(
     shuffle: bool = True,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
     """Return an endless iterator over the batches from number `start` on.
 
     Args:
         dataset: an object as `data.Dataset` describes it.
-        batch_size: B, clips in every batch; may be larger than the dataset.
+        batch_size: clips in every batch, of all processes together; may be larger than the dataset.
         seed: of the order of the clips; with another seed every epoch has another order.
         start: number of the first batch: the batches already seen, to resume.
         shuffle: a new random order every epoch; otherwise the dataset's own order, every epoch.
         workers: processes that make batches ahead of time; 0 makes each when it is asked for, on
             `device`. The batches are the same.
         device: where the batches end up.
+        rank: number of this training process: of each batch it gets clips rank, rank + world_size,
+            …, so no two processes get the same.
+        world_size: training processes that share the batches.
 
     Returns:
         Iterator over what `dataset.batch` returns: video uint8 (B, T, H, W, C), and label and
-        action where the dataset has them.
+        action where the dataset has them; B = batch_size / world_size.
 
     Raises:
-        ValueError: batch_size below 1, start or workers below 0, or an empty dataset.
+        ValueError: batch_size below 1, start or workers below 0, an empty dataset, or processes
+            that don't divide the batch.
     """
     for name, value, low in (
         ("batch_size", batch_size, 1),
@@ -63,7 +70,13 @@ def batches(
     ):
         if value < low:
             raise ValueError(f"{name} is {value}, it must be at least {low}")
-    order = _Order(len(dataset), batch_size, seed, start, shuffle)
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"rank is {rank}, of {world_size} processes it must be 0 … {world_size - 1}"
+        )
+    if batch_size % world_size:
+        raise ValueError(f"batch_size is {batch_size}, {world_size} processes don't divide it")
+    order = _Order(len(dataset), batch_size, seed, start, shuffle, rank, world_size)
     if workers == 0:
         return (dataset.batch(indices, device) for indices in order)
     return _from_workers(dataset, order, workers, torch.device(device))
@@ -71,17 +84,20 @@ def batches(
 
 @dataclass(frozen=True)
 class _Order:
-    """The indices of batch start, start + 1, …; each int64 (B,)."""
+    """The indices of one process's share of batch start, start + 1, …; each int64 (B,)."""
 
     size: int  # clips in the dataset
     batch_size: int
     seed: int
     start: int
     shuffle: bool
+    rank: int
+    world_size: int
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number in count(self.start):
-            place = number * self.batch_size + np.arange(self.batch_size)
+            share = np.arange(self.rank, self.batch_size, self.world_size)
+            place = number * self.batch_size + share
             epoch, position = np.divmod(place, self.size)
             if self.shuffle:
                 position = counter.shuffled(position, self.size, self.seed, epoch)

@@ -1,13 +1,28 @@
-"""Clips that have been encoded already, as a dataset; chapter 09 trains from it.
+"""Clips that have been encoded already, as datasets; chapter 09 trains from them.
+
+`Tokens` holds them in memory, `TokenFolder` reads what `tinyvgpt encode` wrote: for each split a
+folder with `index.json` and shards of memory-mapped arrays, `tokens-00000.npy`, `label-00000.npy`,
+and so on, one row a clip.
 
 Shapes: n clips · B batch · t h w latent grid · T A actions.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tinyvgpt.data.windows import check_split, checked
+
+INDEX = "index.json"
+VERSION = 1  # of the layout of index.json
+KEYS = {"channels", "frames", "resolution", "label_names", "clips", "shard_size", "arrays"}
 
 
 class Tokens:
@@ -49,3 +64,120 @@ class Tokens:
         chosen = torch.as_tensor(np.asarray(indices), device=self._all["tokens"].device)
         batch = {name: value[chosen].to(device) for name, value in self._all.items()}
         return {**batch, "tokens": batch["tokens"].long()}
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """Tokens that `tinyvgpt encode` wrote; they are read when asked for, not before.
+
+    Raises:
+        ValueError: the folder has no such split, its encoding was not finished, or it is damaged.
+    """
+
+    folder: str  # with a sub-folder for each split
+    split: str = "train"  # "train", "val" or "test"
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        _ = self._shards
+
+    @property
+    def channels(self) -> int:
+        """C of the clips that were encoded."""
+        return self.about["channels"]
+
+    @property
+    def frames(self) -> int:
+        """T of the clips that were encoded."""
+        return self.about["frames"]
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of the clips that were encoded."""
+        return self.about["resolution"]
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """What each label means, or None where clips have no label."""
+        names = self.about["label_names"]
+        return None if names is None else tuple(names)
+
+    @property
+    def codebook(self) -> str:
+        """Fingerprint of the tokenizer's codebook, as `vqvae.fingerprint` gives it."""
+        return self.about["codebook"]
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What index.json says."""
+        path = Path(self.folder) / self.split / INDEX
+        if not path.is_file():
+            there = sorted(found.parent.name for found in Path(self.folder).glob(f"*/{INDEX}"))
+            raise ValueError(
+                f"{self.folder} has no tokens of split {self.split!r}; it has "
+                f"{', '.join(there) or 'none at all'}"
+            )
+        try:
+            about = json.loads(path.read_text())
+            found = about["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r})") from None
+        if found != VERSION or not about.keys() >= KEYS:
+            raise ValueError(f"{path} is of version {found!r}, this package reads {VERSION}")
+        return about
+
+    @cached_property
+    def _shards(self) -> dict[str, list[np.ndarray]]:
+        """All arrays, mapped into memory: for each name its shards."""
+        about, folder = self.about, Path(self.folder) / self.split
+        size, clips = about["shard_size"], about["clips"]
+        shards: dict[str, list[np.ndarray]] = {name: [] for name in about["arrays"]}
+        for number, first in enumerate(range(0, clips, size)):
+            for name in about["arrays"]:
+                array = open_shard(shard_path(folder, name, number))
+                if array is None or len(array) != min(size, clips - first):
+                    raise ValueError(
+                        f"{folder} is incomplete: {shard_path(folder, name, number).name} is "
+                        "missing or damaged; run the same tinyvgpt encode again"
+                    )
+                shards[name].append(array)
+        return shards
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.about["clips"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets: the arrays are mapped again there, not copied."""
+        return {"folder": self.folder, "split": self.split}
+
+    def batch(
+        self, indices: Sequence[int] | np.ndarray | Tensor, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """Return tokens (B, t, h, w) int64, and the rest, of the clips with these indices.
+
+        Raises:
+            ValueError: `indices` is not a list of integers.
+            IndexError: an index is out of range.
+        """
+        shard, row = np.divmod(checked(indices, len(self)), self.about["shard_size"])
+        batch = {}
+        for name, shards in self._shards.items():
+            rows = [shards[s][r] for s, r in zip(shard, row, strict=True)]
+            values = np.stack(rows) if rows else shards[0][:0]
+            values = values.astype(np.int64) if name == "tokens" else values
+            batch[name] = torch.from_numpy(values).to(device)
+        return batch
+
+
+def shard_path(folder: Path, name: str, number: int) -> Path:
+    """Where shard `number` of an array is."""
+    return folder / f"{name}-{number:05d}.npy"
+
+
+def open_shard(path: Path) -> np.ndarray | None:
+    """A shard mapped into memory, or None where it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
