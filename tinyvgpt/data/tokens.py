@@ -179,5 +179,5 @@ def open_shard(path: Path) -> np.ndarray | None:
     """A shard mapped into memory, or None where it is missing or damaged."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
