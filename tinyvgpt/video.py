@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from tinyvgpt.container import explained, rounding, timed, to_rgb, video_stream
 from tinyvgpt.show import Player, show
 from tinyvgpt.write import Clip, batched, check_channels, frame_rate, grid, import_av, write
 
@@ -133,22 +134,14 @@ def read(
         OSError: the file is missing or may not be read.
         ImportError: PyAV is not installed.
     """
-    av = import_av()
+    import_av()
     rate = None if fps is None else frame_rate(fps)
     if not 0 <= start < math.inf or (frames is not None and frames < 1):
         raise ValueError(f"start is {start} and frames {frames}, at least 0 and 1 are needed")
     begin = Fraction(float(start)).limit_denominator(1_000_000)
     path = Path(path)
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise ValueError(f"{path} is empty (0 bytes), a video file is needed")
-    try:
+    with explained(path):
         clip, end = _sample(_on_screen(path, begin), begin, rate, frames, resolution)
-    except av.FFmpegError as error:
-        raise ValueError(
-            f"{path} cannot be read: it is no video that FFmpeg knows, or is damaged or truncated "
-            f"({error.strerror})"
-        ) from error
     if not clip or (frames is not None and len(clip) < frames):
         wanted = "at least 1 is" if frames is None else f"{frames} are"
         every = "" if rate is None else f" at {float(rate):g} a second"
@@ -171,10 +164,13 @@ def _sample(
     """Frames as uint8 (H, W, 3): every one, or rate a second; and when the last one seen ends."""
     clip: list[Tensor] = []
     end = Fraction(0)
+    converter = import_av().video.reformatter.VideoReformatter()
     for end, frame in shown:
         picture = None
-        while begin + (len(clip) / rate if rate else 0) < end - _rounding(frame):
-            picture = _picture(frame, resolution) if picture is None else picture
+        while begin + (len(clip) / rate if rate else 0) < end - rounding(frame.time_base):
+            if picture is None:
+                picture = to_rgb(frame, converter)
+                picture = picture if resolution is None else resize_crop(picture, resolution)
             clip.append(picture)
             if len(clip) == length:
                 return clip, end
@@ -183,32 +179,13 @@ def _sample(
     return clip, end
 
 
-def _rounding(frame: Any) -> Fraction:
-    """How late a frame's timestamp may be, in seconds: containers round it to their tick.
-
-    A tick as long as a frame, as AVI has it, counts frames and rounds nothing.
-    """
-    return frame.time_base / 2 if frame.time_base <= Fraction(1, 100) else Fraction(0)
-
-
-def _picture(frame: Any, resolution: int | None) -> Tensor:
-    """A decoded frame as uint8 (H, W, 3), upright."""
-    flags = import_av().video.reformatter.Interpolation
-    # FFmpeg's quick conversion to RGB is a level too dark and repeats colours instead of blending.
-    exact = flags.BILINEAR | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
-    pixels = frame.to_ndarray(format="rgb24", interpolation=exact)
-    pixels = np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))  # phones film sideways
-    picture = torch.from_numpy(pixels)
-    return picture if resolution is None else resize_crop(picture, resolution)
-
-
 def _on_screen(path: Path, begin: Fraction) -> Iterator[tuple[Fraction, Any]]:
     """Yield (the second when it leaves the screen, frame), from begin or somewhat earlier on."""
     shown, end = None, Fraction(0)
     for time, length, frame in _decode(path, begin):
         if shown is not None:
             yield time, shown
-        shown, end = frame, time + length - _rounding(frame)  # the length is rounded, too
+        shown, end = frame, time + length - rounding(frame.time_base)  # the length is rounded, too
     if shown is not None:
         yield end, shown
 
@@ -226,8 +203,8 @@ def _decode(path: Path, begin: Fraction) -> Iterator[tuple[Fraction, Fraction, A
         with av.open(f"file:{path}") as container:  # "file:", or "a:b.mp4" is of protocol "a"
             if seek and flags(container.format.flags) & unsure:
                 continue
-            stream = _video_stream(container, path)
-            frames = _timed(container, stream, path)
+            stream = video_stream(container, path)
+            frames = timed(container, stream, path)
             first = next(frames, None)
             if first is None:
                 raise ValueError(f"{path} has no frame that can be decoded")
@@ -235,7 +212,7 @@ def _decode(path: Path, begin: Fraction) -> Iterator[tuple[Fraction, Fraction, A
             if seek:
                 try:
                     container.seek(int((origin + begin) / stream.time_base), stream=stream)
-                    frames = _timed(container, stream, path)
+                    frames = timed(container, stream, path)
                     first = next(found for found in frames if found[2].key_frame)
                 except (av.FFmpegError, StopIteration, ValueError):
                     continue
@@ -244,60 +221,3 @@ def _decode(path: Path, begin: Fraction) -> Iterator[tuple[Fraction, Fraction, A
             for time, length, frame in chain([first], frames):
                 yield time - origin, length, frame
             return
-
-
-def _video_stream(container: Any, path: Path) -> Any:
-    """The container's first moving picture: an audio file's cover is a stream, too."""
-    cover = import_av().stream.Disposition.attached_pic
-    for stream in container.streams.video:
-        if not stream.disposition & cover:
-            return stream
-    kinds = {"cover" if stream.type == "video" else stream.type for stream in container.streams}
-    raise ValueError(f"{path} has no video stream, it holds {', '.join(sorted(kinds)) or 'none'}")
-
-
-def _timed(container: Any, stream: Any, path: Path) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """Yield (time, length, frame) in seconds; ValueError if the file ends before it should."""
-    step = 1 / (stream.average_rate or Fraction(25))  # for a frame that doesn't say its length
-    time = length = Fraction(0)
-    last = None
-    for packet in container.demux(stream):
-        last = packet if packet.size else last
-        for frame in packet.decode():
-            tick = frame.time_base
-            time = time + length if frame.pts is None else frame.pts * tick
-            length = frame.duration * tick if frame.duration else step
-            yield time, length, frame
-    if last is None or last.is_corrupt or _cut_short(path, stream):
-        raise ValueError(f"{path} is truncated: it ends before its last frame")
-
-
-def _cut_short(path: Path, stream: Any) -> bool:
-    """Whether the file is shorter than its header or its index says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4096)
-        file.seek(-min(size, 64), 2)
-        tail = file.read()
-    if head.startswith(b"GIF8"):
-        return not tail.rstrip(b"\0").endswith(b"\0;")  # a block's end, and the file's
-    if head.startswith(b"RIFF"):  # avi
-        return size < 8 + int.from_bytes(head[4:8], "little")
-    index = stream.index_entries
-    indexed = index[-1].pos + index[-1].size if len(index) else 0
-    return size < max(indexed, _matroska_size(head))
-
-
-def _matroska_size(head: bytes) -> int:
-    """The size a Matroska file has by its own account: header and segment; 0 if it doesn't say."""
-    end = 0
-    for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
-        field = end + len(element)
-        if head[end:field] != element or field >= len(head):
-            return 0
-        width = 9 - head[field].bit_length()  # leading zero bits tell how wide the size is
-        size = int.from_bytes(head[field : field + width], "big") & ((1 << 7 * width) - 1)
-        if size == (1 << 7 * width) - 1:  # all ones: a live recording, unknown
-            return 0
-        end = field + width + size
-    return end
