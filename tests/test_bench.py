@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from tinyvgpt import GPT, GPTConfig, bench
+from tinyvgpt import GPT, GPTConfig
+from tinyvgpt.bench import record
+from tinyvgpt.bench.sampling import ReferenceDecoder, sampling
 from tinyvgpt.sampling import Decoder
 
 SMALL = GPTConfig(latent_shape=(2, 8, 8), codes=32, code_dim=8, width=24, heads=2, layers=2)
@@ -20,7 +22,7 @@ def test_reference_and_ours_agree(attention):
     tokens = torch.randint(32, (3, config.tokens))
     with torch.no_grad():
         condition = gpt.condition(3)
-        reference, ours = bench.ReferenceDecoder(gpt, 3, condition), Decoder(gpt, 3, condition)
+        reference, ours = ReferenceDecoder(gpt, 3, condition), Decoder(gpt, 3, condition)
         full = gpt(tokens.view(3, *config.latent_shape)).flatten(1, 3)
         for i in range(config.tokens):
             seen = tokens[:, i - 1 : i] if i else tokens[:, :0]
@@ -30,14 +32,14 @@ def test_reference_and_ours_agree(attention):
 
 
 def test_sampling_counts_tokens():
-    result = bench.sampling(SMALL, batch=2, tokens=5)
+    result = sampling(SMALL, batch=2, tokens=5)
     assert (result["batch"], result["tokens_of_each_clip"]) == (2, 5)
     rates = result["ours_tokens_per_second"], result["reference_tokens_per_second"]
     assert result["ratio"] == pytest.approx(rates[0] / rates[1], rel=0.02)
 
 
 def test_record_says_where_it_comes_from(tmp_path):
-    path = bench.record({"ratio": 2.0}, "example", "tinyvgpt bench sampling", tmp_path / "results")
+    path = record({"ratio": 2.0}, "example", "tinyvgpt bench sampling", tmp_path / "results")
     content = json.loads(path.read_text())
     assert content["ratio"] == 2.0
     assert content["torch"] == torch.__version__

@@ -1,12 +1,24 @@
 """The commands as a user types them, in process; mistakes end with exit code 2 and one line."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, cli, open_dataset, video
+from tinyvgpt import (
+    GPT,
+    VQVAE,
+    GPTConfig,
+    VideoGPT,
+    VQVAEConfig,
+    bench,
+    cli,
+    open_dataset,
+    presets,
+    video,
+)
 
 PARITY = Path(__file__).parent / "parity"
 TINY = VQVAEConfig(
@@ -82,12 +94,12 @@ def test_train_both_stages_from_a_preset(tmp_path, capsys):
     assert not torch.equal(VideoGPT.from_pretrained(more).gpt.start, model.gpt.start)
 
 
-@pytest.mark.parametrize("name", cli.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_dry_run(name, tmp_path, capsys):
     for command in ("train-vqvae", "train-gpt"):
         assert run(command, "--preset", name, "--out", tmp_path / "run", "--dry-run") == 0
     printed = capsys.readouterr().out
-    chosen = cli.preset(name)
+    chosen = presets.preset(name)
     assert f"{chosen.gpt.tokens:,} a clip" in printed
     assert f"{chosen.train_gpt.steps:,} steps" in printed
     assert not (tmp_path / "run").exists()
@@ -116,6 +128,34 @@ def test_bench(tmp_path, capsys):
     assert "--tokens 2" in record["command"]
 
 
+def test_bench_data(tmp_path, monkeypatch):
+    for name, value in (("WARM_UP", 0.1), ("LEAST", 0.2), ("SECONDS", 2), ("FILMS", 2)):
+        monkeypatch.setattr(bench.data, name, value)
+    monkeypatch.setattr(bench.data, "write_hdf5", partial(bench.data.write_hdf5, clips=6))
+    assert run("bench", "data", "--workers", 0, "--batch", 4, "--out", tmp_path) == 0
+    (path,) = tmp_path.glob("data-cpu*.json")
+    rates = json.loads(path.read_text())["clips_per_second"]
+    assert len(rates) == 5
+    assert all(rate > 0 for rate in rates.values())
+    assert run("bench", "data", "--data", "moving-mnist", "--workers", 0, "--out", tmp_path) == 0
+    record = json.loads(path.read_text())
+    assert record["clips_per_second"].keys() == {"moving-mnist"}
+    assert record["command"].endswith("--data moving-mnist")
+
+
+def test_encode_and_train_from_tokens(model, tmp_path, capsys):
+    tokens, out = tmp_path / "tokens", tmp_path / "run"
+    options = ["--data", "moving-mnist", "--clips", 6, "--out", tokens]
+    assert run("encode", model, *options) == 0
+    assert f"6 clips of val in {tokens / 'val'}" in capsys.readouterr().out
+    assert run("encode", model, *options) == 0  # nothing is left to do
+    assert len(open_dataset(tokens, "train")) == 6
+    train = ["--vqvae", model, "--data", tokens, *TRAIN, "--train.preview-every", 0]
+    small = ["--gpt.width", 24, "--gpt.layers", 1]
+    assert run("train-gpt", "--out", out, *train, *small) == 0
+    assert VideoGPT.from_pretrained(out).label_names[-1] == "99"
+
+
 def test_info(model, capsys):
     assert run("info") == 0
     printed = capsys.readouterr().out
@@ -137,6 +177,9 @@ def test_info(model, capsys):
         (["train-vqvae", "--out", "x", "--vqvae.downsample", "3", "4", "4"], "powers of two"),
         (["train-vqvae", "--out", "x", "--data", "moving-minst"], "moving-mnist"),
         (["train-vqvae", "--out", "x", "--train.device", "cuda"], "no CUDA device"),
+        (["train-vqvae", "--out", "x", "--data", "gone.h5"], "no file or folder 'gone.h5'"),
+        (["train-vqvae", "--out", "x", "--sample-fps", "8"], "moving-mnist has no option 'fps'"),
+        (["encode", "moving-mnist", "--out", "x"], "--data"),
         (["bench", "coffee"], "no benchmark 'coffee'"),
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import QUICK, SMALL, Clips, fresh_gpt, fresh_vqvae, replace
+from test_train import QUICK, SMALL, Clips, fresh_gpt, fresh_vqvae
 
 from tinyvgpt import encode, open_dataset, video
 from tinyvgpt.data import TokenFolder, batches

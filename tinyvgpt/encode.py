@@ -71,6 +71,7 @@ def encode_folder(
     data: Dataset,
     folder: str | Path,
     *,
+    clips: int | None = None,
     first_frames: int = 1,
     workers: int = 0,
     device: str | torch.device = "cpu",
@@ -82,6 +83,7 @@ def encode_folder(
         vqvae: trained tokenizer.
         data: clips of its length, size and channels, in the order in which they are stored.
         folder: of one split, such as tokens/train; `data.TokenFolder` reads it.
+        clips: the first so many clips are encoded; by default all.
         first_frames: how many frames of each clip are stored as pixels, for models conditioned on
             them.
         workers: processes that load clips; see `data.batches`.
@@ -97,7 +99,13 @@ def encode_folder(
         OSError: writing fails; finished shards stay.
     """
     check_data(data, vqvae)
-    folder, clips, size = Path(folder), len(data), ENCODED_AT_A_TIME * SHARD_BATCHES
+    clips = len(data) if clips is None else min(clips, len(data))
+    if clips < 1 or not 0 <= first_frames <= data.frames:
+        raise ValueError(
+            f"clips is {clips} and first_frames {first_frames}, at least 1 clip and 0 … "
+            f"{data.frames} frames are needed"
+        )
+    folder, size = Path(folder), ENCODED_AT_A_TIME * SHARD_BATCHES
     job = {
         "version": VERSION,
         **about(data),

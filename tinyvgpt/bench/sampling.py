@@ -1,15 +1,9 @@
-"""Timings against baselines, both in one run on one machine.
-
-Chapter 15 reads what this file writes. Only ratios within a run mean something.
+"""Decoding against the original's loop; chapter 15 reads the record.
 
 Shapes: B batch · N = t·h·w tokens · D width · nh heads · d head dim · K codes.
 """
 
-import datetime
-import json
-import platform
 import time
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -134,25 +128,3 @@ def sampling(
         "codes": config.codes,
         "dtype": "float32",
     }
-
-
-def device_name(device: str) -> str:
-    """What the device is called, as part of a file name."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name().lower().replace(" ", "-")
-    return f"cpu-{torch.get_num_threads()}-threads"
-
-
-def record(result: dict, name: str, command: str, folder: Path) -> Path:
-    """Writes a result as JSON with device, date, versions and command; returns the file."""
-    path = folder / f"{name}.json"
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **result}, indent=2) + "\n")
-    return path
