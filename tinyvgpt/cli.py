@@ -14,7 +14,8 @@ from typing import Any
 
 import tyro
 
-from tinyvgpt.commands import COMMANDS, Command, TrainGPT, TrainVQVAE
+from tinyvgpt.commands import COMMANDS, Command
+from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 from tinyvgpt.presets import preset
 
 

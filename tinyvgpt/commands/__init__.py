@@ -1,0 +1,29 @@
+"""What each command does: one dataclass a command, its fields the command's options.
+
+Shapes: none of its own.
+"""
+
+from typing import Protocol
+
+from tinyvgpt.commands.about import Bench, Info
+from tinyvgpt.commands.models import Convert, Encode, Reconstruct, Sample
+from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
+
+
+class Command(Protocol):
+    """What the commands have in common."""
+
+    def run(self) -> None:
+        """Does what the command says."""
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "train-vqvae": TrainVQVAE,
+    "train-gpt": TrainGPT,
+    "encode": Encode,
+    "sample": Sample,
+    "reconstruct": Reconstruct,
+    "convert": Convert,
+    "bench": Bench,
+    "info": Info,
+}

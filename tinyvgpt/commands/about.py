@@ -1,0 +1,90 @@
+"""The commands that tell: what is installed, what a model is, how fast it is.
+
+Shapes: none of its own.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from tinyvgpt import __version__
+from tinyvgpt.bench import device_name, record
+from tinyvgpt.bench.data import loading
+from tinyvgpt.bench.sampling import sampling
+from tinyvgpt.commands.common import Name, pick_device
+from tinyvgpt.presets import PRESETS
+from tinyvgpt.store import SHIPPED, read_config, resolve
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time decoding against the original's loop, or loading; writes a JSON record."""
+
+    what: Name = "sampling"
+    """What to time: sampling or data."""
+    batch: int | None = None
+    """Clips decoded or loaded together; by default 1 or 32."""
+    tokens: int | None = None
+    """Sampling: tokens of each clip to draw; by default all 4096 (minutes on a CPU)."""
+    data: str | None = None
+    """Data: what train-vqvae takes; by default files made for the purpose."""
+    workers: int = 2
+    """Data: processes that load clips."""
+    device: str = "auto"
+    """Sampling: "cpu", "cuda" or "auto"."""
+    out: Path = Path("book/results")
+    """Folder for the record."""
+
+    def run(self) -> None:
+        """Times, records and prints."""
+        if self.what == "sampling":
+            device, batch = pick_device(self.device), self.batch or 1
+            result = sampling(batch=batch, tokens=self.tokens, device=device)
+            words = ["--batch", batch, "--device", device]
+            words += ["--tokens", self.tokens] if self.tokens else []
+            name = f"sampling-{device_name(device)}"
+        elif self.what == "data":
+            batch = self.batch or 32
+            result = loading(self.data, batch_size=batch, workers=self.workers)
+            words = ["--batch", batch, "--workers", self.workers]
+            words += ["--data", self.data] if self.data else []
+            name = f"data-{device_name('cpu')}"
+        else:
+            raise ValueError(f"no benchmark {self.what!r}; known are sampling, data")
+        command = " ".join(["tinyvgpt bench", self.what, *map(str, words)])
+        path = record(result, name, command, self.out)
+        for key, value in result.items():
+            print(f"{key}: {value}")
+        print(f"record in {path}")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is installed here, which models and presets there are; or what a model is."""
+
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """Folder, shipped name or hub id to describe."""
+
+    def run(self) -> None:
+        """Prints."""
+        if self.model is not None:
+            folder = resolve(self.model)
+            for stage, values in read_config(folder).items():
+                shown = values if not isinstance(values, dict) else ""
+                print(f"{stage}: {shown}" if stage != "label_names" else f"classes: {len(values)}")
+                for name, value in values.items() if isinstance(values, dict) else ():
+                    print(f"  {name} = {value}")
+            return
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        print(f"tinyvgpt {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
+        print(f"CUDA device: {gpu}; CPU threads: {torch.get_num_threads()}")
+        print("attention: PyTorch's scaled_dot_product_attention")
+        shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+        print(f"shipped models: {', '.join(shipped)}")
+        print("presets:")
+        for name, function in PRESETS.items():
+            print(f"  {name}: {(function.__doc__ or '').splitlines()[0]}")

@@ -1,0 +1,50 @@
+"""What several commands share: how clips are cut, where to compute, a file as a clip.
+
+Shapes: n frames · H W pixels · C channels.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from tinyvgpt import VQVAEConfig, open_dataset, video
+from tinyvgpt.data import Dataset
+from tinyvgpt.train import TrainConfig
+
+Name = Annotated[str, tyro.conf.Positional]
+File = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions:
+    """How clips are cut from videos."""
+
+    sample_fps: float | None = None
+    """Frames a second to take, of a folder of videos; by default every frame."""
+    stride: int | None = None
+    """Frames from one clip's start to the next one's; by default 1 in training, else a clip's."""
+
+    def open(self, data: str, split: str, config: VQVAEConfig) -> Dataset:
+        """A dataset with clips of the length and size that a tokenizer was made for."""
+        options = {"fps": self.sample_fps, "stride": self.stride}
+        given = {name: value for name, value in options.items() if value is not None}
+        shape = {"frames": config.frames, "resolution": config.resolution}
+        return open_dataset(data, split, **shape, **given)
+
+
+def pick_device(name: str) -> str:
+    """The device that `name` ("auto", "cpu", "cuda") stands for."""
+    return str(replace(TrainConfig(), device=name).torch_device())
+
+
+def read_clip(path: Path, count: int, config: VQVAEConfig) -> torch.Tensor:
+    """The first `count` frames of a video file as uint8 (n, H, W, C), resized for a model."""
+    clip = video.read(path, frames=count, resolution=config.resolution)
+    if config.channels == 1:  # the luma of ITU-R BT.601
+        clip = (
+            (clip.float() @ torch.tensor([0.299, 0.587, 0.114])).round().to(torch.uint8)[..., None]
+        )
+    return clip

@@ -1,0 +1,167 @@
+"""The commands that use a trained model: sample, reconstruct, encode, convert.
+
+Shapes: n frames · H W pixels · C channels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinyvgpt import VQVAE, VideoGPT, video
+from tinyvgpt.commands.common import ClipOptions, File, Name, pick_device, read_clip
+from tinyvgpt.encode import encode_folder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generate clips and write them as one grid."""
+
+    model: Name
+    """Folder, shipped name or hub id."""
+    n: int = 16
+    """Number of clips."""
+    out: Path = Path("sample.mp4")
+    """Video file to write: .mp4, .gif or .webm."""
+    labels: str | None = None
+    """Class of all clips, by name ("37") or index."""
+    frames: Path | None = None
+    """Video file whose first frames all clips continue."""
+    given: int | None = None
+    """How many frames to take of it; by default what the model conditions on, or half a clip."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw among the likeliest tokens that together have this probability."""
+    guidance: float = 1.0
+    """Strength of the label; 1 is off."""
+    seed: int | None = 0
+    """Of the random draws; None for a new one."""
+    columns: int | None = None
+    """Clips a row of the grid; by default the smallest square."""
+    fps: float = 8.0
+    """Frames a second of the file."""
+    scale: int = 3
+    """Screen pixels a pixel."""
+    device: str = "auto"
+    """"cpu", "cuda" or "auto"."""
+
+    def run(self) -> None:
+        """Samples and writes."""
+        model = VideoGPT.from_pretrained(self.model).to(pick_device(self.device))
+        clips = model.sample(
+            self.n,
+            frames=None if self.frames is None else self.first_frames(model, self.frames),
+            labels=self.labels
+            if self.labels is None or not self.by_index(model)
+            else int(self.labels),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            guidance=self.guidance,
+            seed=self.seed,
+            progress=True,
+        )
+        video.write(self.out, video.grid(clips, self.columns), fps=self.fps, scale=self.scale)
+        print(f"{len(clips)} clips in {self.out}")
+
+    def by_index(self, model: VideoGPT) -> bool:
+        """Whether the label is an index: a number, to a model whose classes have no names."""
+        return model.label_names is None and str(self.labels).isdigit()
+
+    def first_frames(self, model: VideoGPT, path: Path) -> torch.Tensor:
+        """Uint8 (n, H, W, C): the beginning of the file at `path`, as the model needs it."""
+        config = model.vqvae.config
+        count = self.given or model.gpt.config.cond_frames or config.frames // 2
+        return read_clip(path, count, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(ClipOptions):
+    """Encode and decode clips: originals above, what the tokenizer keeps of them below."""
+
+    model: Name
+    """Folder, shipped name or hub id."""
+    data: str = "moving-mnist"
+    """Video file, or what train-vqvae takes, of which the first test clips are taken."""
+    n: int = 8
+    """Number of clips of a dataset."""
+    out: Path = Path("reconstruction.mp4")
+    """Video file to write: .mp4, .gif or .webm."""
+    fps: float = 8.0
+    """Frames a second of the file."""
+    scale: int = 3
+    """Screen pixels a pixel."""
+
+    def run(self) -> None:
+        """Reconstructs, writes, and prints how close it is."""
+        vqvae = VQVAE.from_pretrained(self.model)
+        if Path(self.data).is_file():
+            clips = read_clip(Path(self.data), vqvae.config.frames, vqvae.config)[None]
+        else:
+            clips = self.open(self.data, "test", vqvae.config).batch(range(self.n))["video"]
+        x = video.to_model(clips)
+        decoded = vqvae.decode(vqvae.encode(x)).clamp(-0.5, 0.5)
+        psnr = -10 * torch.log10((decoded - x).square().mean()).item()
+        both = torch.cat([clips, video.to_uint8(decoded)])
+        video.write(self.out, video.grid(both, columns=len(clips)), fps=self.fps, scale=self.scale)
+        print(f"{len(clips)} clips in {self.out}, PSNR {psnr:.2f} dB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(ClipOptions):
+    """Turn clips into tokens once, for train-gpt to read; goes on where it was stopped."""
+
+    model: Name
+    """Trained tokenizer: folder, shipped name or hub id."""
+    data: str
+    """"moving-mnist", "robot-push", a folder of videos or an .h5 file."""
+    out: Path
+    """Folder for the tokens; each split gets a folder in it."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Which splits to encode."""
+    clips: int | None = None
+    """The first so many clips of each split; by default all."""
+    first_frames: int = 1
+    """Frames of each clip that are kept as pixels, for a GPT with --gpt.cond-frames."""
+    workers: int = 0
+    """Processes that load clips."""
+    device: str = "auto"
+    """"cpu", "cuda" or "auto"."""
+
+    def run(self) -> None:
+        """Encodes."""
+        vqvae = VQVAE.from_pretrained(self.model)
+        data = {split: self.open(self.data, split, vqvae.config) for split in self.splits}
+        for split, clips in data.items():
+            count = encode_folder(
+                vqvae,
+                clips,
+                self.out / split,
+                clips=self.clips,
+                first_frames=self.first_frames,
+                workers=self.workers,
+                device=pick_device(self.device),
+                source=f"{self.data}, fps {self.sample_fps}, stride {self.stride}",
+            )
+            print(f"{count:,} clips of {split} in {self.out / split}")
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn a checkpoint of the original VideoGPT into a model folder."""
+
+    checkpoint: File
+    """The original's .ckpt file, of a VQ-VAE or a GPT; nothing in it is executed."""
+    folder: File
+    """Where to write the model."""
+
+    def run(self) -> None:
+        """Converts."""
+        from tinyvgpt import upstream
+
+        model = upstream.load(self.checkpoint)
+        model.save(self.folder)
+        print(f"{type(model).__name__} in {self.folder}")

@@ -1,0 +1,116 @@
+"""The commands that train: one for each stage.
+
+Shapes: none of its own.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
+from tinyvgpt.commands.common import ClipOptions
+from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
+
+TOKENIZER_FIELDS = ("latent_shape", "codes", "code_dim", "frames", "resolution", "channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVQVAE(ClipOptions):
+    """Train a tokenizer (stage 1), or go on with a run that was stopped."""
+
+    out: Path
+    """The run's folder: model, checkpoint, log and previews."""
+    preset: str
+    """Where all other defaults come from; tinyvgpt info lists the presets."""
+    data: str
+    """"moving-mnist", "robot-push", a folder of videos or an .h5 file."""
+    vqvae: VQVAEConfig
+    train: TrainConfig
+    init: str | None = None
+    """Trained tokenizer to start from, instead of --vqvae.…: folder, shipped name or hub id."""
+    dry_run: bool = False
+    """Print what would be trained, and stop."""
+
+    def run(self) -> None:
+        """Trains."""
+        if self.dry_run:
+            print(describe(self.vqvae, self.train))
+            return
+        data = self.open(self.data, "train", self.vqvae)
+        torch.manual_seed(self.train.seed)
+        vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
+        validation = self.open(self.data, "val", self.vqvae)
+        train_vqvae(vqvae, data, self.train, self.out, validation=validation)
+        print(f"tokenizer in {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGPT(ClipOptions):
+    """Train a GPT on a tokenizer's tokens (stage 2), or go on with a run that was stopped."""
+
+    out: Path
+    """The run's folder: model, checkpoint, log and previews."""
+    preset: str
+    """Where all other defaults come from; tinyvgpt info lists the presets."""
+    data: str
+    """"moving-mnist", "robot-push", a folder of videos, an .h5 file or a folder of tokens."""
+    gpt: GPTConfig
+    """Fields that describe the tokenizer are taken from --vqvae."""
+    train: TrainConfig
+    vqvae: str | None = None
+    """Trained tokenizer: folder, shipped name or hub id."""
+    by_class: bool = False
+    """Condition on the dataset's classes, as many as it has, instead of --gpt.classes."""
+    init: str | None = None
+    """Trained model to start from, instead of --gpt.…: folder, shipped name or hub id."""
+    dry_run: bool = False
+    """Print what would be trained, and stop."""
+
+    def run(self) -> None:
+        """Trains."""
+        if self.dry_run:
+            print(describe(self.gpt, self.train))
+            return
+        torch.manual_seed(self.train.seed)
+        if bool(self.init) == bool(self.vqvae):
+            raise ValueError("give --vqvae, a trained tokenizer, or --init, a trained model")
+        vqvae = VQVAE.from_pretrained(self.init or self.vqvae or "")
+        data = self.open(self.data, "train", vqvae.config)
+        if self.init:
+            model = VideoGPT.from_pretrained(self.init)
+        else:
+            model = self.new_model(vqvae, len(data.label_names or ()))
+        if model.label_names is None and model.gpt.config.classes:
+            model = VideoGPT(model.vqvae, model.gpt, data.label_names)
+        validation = self.open(self.data, "val", model.vqvae.config)
+        train_gpt(model, data, self.train, self.out, validation=validation)
+        print(f"model in {self.out}")
+
+    def new_model(self, vqvae: VQVAE, labels: int) -> VideoGPT:
+        """A fresh GPT over a tokenizer, for data with so many labels."""
+        of_tokenizer = GPTConfig.for_vqvae(vqvae.config)
+        fields = {name: getattr(of_tokenizer, name) for name in TOKENIZER_FIELDS}
+        if self.by_class and not labels:
+            raise ValueError(f"--by-class: {self.data} has no classes")
+        if self.by_class:
+            fields["classes"] = labels
+        config = replace(self.gpt, **fields)
+        return VideoGPT(vqvae, GPT(config, vqvae.codebook.codes))
+
+
+def describe(config: VQVAEConfig | GPTConfig, train: TrainConfig) -> str:
+    """Parameters and tokens of a configuration, without making its weights."""
+    with torch.device("meta"):
+        model = VQVAE(config) if isinstance(config, VQVAEConfig) else GPT(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    t, h, w = config.latent_shape
+    size, tokens, batch = config.resolution, t * h * w, train.batch_size
+    return "\n".join(
+        [
+            f"parameters: {parameters:,}",
+            f"clip: {config.frames} frames of {size} × {size} × {config.channels}",
+            f"tokens: {t} × {h} × {w} = {tokens:,} a clip, of {config.codes:,} codes",
+            f"training: {train.steps:,} steps of {batch} clips, {batch * tokens:,} tokens a step",
+        ]
+    )
