@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import google_crc32c
 import numpy as np
@@ -77,10 +77,7 @@ def read_records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     while (length := read_length(file, name, offset)) is not None:
         body = file.read(length + FOOTER.size)
         if len(body) < length + FOOTER.size:
-            raise DamagedRecord(
-                f"{name} ends inside the record at byte {offset}: "
-                f"{len(body)} of {length + FOOTER.size} bytes are there"
-            )
+            _cut(name, offset, len(body), length + FOOTER.size)
         data = body[:length]
         if FOOTER.unpack_from(body, length)[0] != masked_crc(data):
             raise DamagedRecord(
@@ -89,6 +86,30 @@ def read_records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
             )
         yield offset, data
         offset += HEADER.size + len(body)
+
+
+def scan_records(file: BinaryIO, name: str) -> Iterator[tuple[int, int]]:
+    """Yields where records are without reading their data: from length to length.
+
+    Args:
+        file: opened for reading bytes, at the start of a record.
+        name: what errors call the file.
+
+    Yields:
+        byte offset of the record in the file, and how many bytes of data it has.
+
+    Raises:
+        DamagedRecord: a length's checksum is wrong, or the file ends inside a record.
+    """
+    offset = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(offset)
+    while (length := read_length(file, name, offset)) is not None:
+        end = offset + HEADER.size + length + FOOTER.size
+        if end > size:
+            _cut(name, offset, size - offset - HEADER.size, length + FOOTER.size)
+        yield offset, length
+        offset = file.seek(end)
 
 
 def read_length(file: BinaryIO, name: str, offset: int) -> int | None:
@@ -106,10 +127,7 @@ def read_length(file: BinaryIO, name: str, offset: int) -> int | None:
     if not header:
         return None
     if len(header) < HEADER.size:
-        raise DamagedRecord(
-            f"{name} ends inside the header of the record at byte {offset}: "
-            f"{len(header)} of {HEADER.size} bytes are there"
-        )
+        _cut(name, offset, len(header), HEADER.size)
     length, checksum = HEADER.unpack(header)
     if checksum != masked_crc(header[:8]):
         raise DamagedRecord(
@@ -122,6 +140,13 @@ def read_length(file: BinaryIO, name: str, offset: int) -> int | None:
             f"more than {LARGEST_RECORD} are not read"
         )
     return length
+
+
+def _cut(name: str, offset: int, there: int, expected: int) -> NoReturn:
+    raise DamagedRecord(
+        f"{name} ends inside the record at byte {offset}: "
+        f"{there} of the next {expected} bytes are there"
+    )
 
 
 def encode_example(features: Mapping[str, bytes | Sequence[float] | np.ndarray]) -> bytes:
