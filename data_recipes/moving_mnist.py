@@ -1,0 +1,148 @@
+"""The full MNIST from its mirrors, and Moving MNIST's standard test protocol as a file.
+
+    python data_recipes/moving_mnist.py --download mnist
+    python data_recipes/moving_mnist.py --mnist mnist --protocol mnist_test_seq.npy
+    export TINYVGPT_MNIST=mnist    # from here on the package takes its digits from there
+
+The protocol is 10,000 clips of 20 frames of 64 × 64 pixels with two digits, as Srivastava, Mansimov
+& Salakhutdinov 2015 published them (mnist_test_seq.npy): `.npy` has their layout, (20, 10000, 64,
+64) uint8; `.h5` has VideoGPT's, which `open_dataset` reads, with labels. The clips are those of
+`MovingMNIST("test", frames=20)`, whose digits are of MNIST's test set: moved by the same rules as
+in the published file, but not the same clips, so figures on the two are comparable, not equal.
+
+Shapes: B clips of a part · T = 20 frames · N = 10,000 clips · H = W = 64 pixels.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from fetch import Source, check_space, fetch
+from recipe import run
+from tqdm import tqdm
+
+from tinyvgpt.data import MovingMNIST, mnist
+
+MIRRORS = (  # where MNIST's files lie, and when somebody last fetched them from there
+    Source("https://ossci-datasets.s3.amazonaws.com/mnist/", verified="never"),
+    Source("https://storage.googleapis.com/cvdf-datasets/mnist/", verified="never"),
+)
+MD5 = {  # of the files as LeCun published them; torchvision has the same
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+FRAMES, CLIPS, SIDE = 20, 10_000, 64  # the protocol's
+PART = 250  # clips in memory at once, 20 MB
+
+
+def download(folder: Path) -> None:
+    """Fetches MNIST's four files into a folder, or what is missing of them."""
+    for name, md5 in MD5.items():
+        sources = [Source(mirror.url + name, mirror.verified) for mirror in MIRRORS]
+        fetch(sources, folder / name, md5=md5)
+    sizes = [len(mnist.load(split, folder).labels) for split in mnist.SPLITS]
+    print(f"{folder} has MNIST: {sum(sizes[:2])} training and {sizes[2]} test digits")
+
+
+def parts(data: MovingMNIST) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields first clip, video uint8 (B, T, H, W, 1) and label int64 (B,), until all were had."""
+    for first in tqdm(range(0, len(data), PART), unit_scale=PART, unit="clip"):
+        clips = data.batch(range(first, min(first + PART, len(data))))
+        yield first, clips["video"].numpy(), clips["label"].numpy()
+
+
+def write_npy(path: Path, data: MovingMNIST) -> None:
+    """Writes uint8 (T, N, H, W), a part of the clips after the other."""
+    shape = (data.frames, len(data), SIDE, SIDE)
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        begin = file.tell()
+        for first, video, _ in parts(data):
+            for frame in range(data.frames):
+                file.seek(begin + (frame * len(data) + first) * SIDE**2)
+                file.write(video[:, frame].tobytes())
+
+
+def write_h5(path: Path, data: MovingMNIST) -> None:
+    """Writes test_data uint8 (N·T, H, W, 1), test_idx int64 (N,) and test_labels int64 (N,)."""
+    import h5py
+
+    frames = len(data) * data.frames
+    with h5py.File(path, "w") as file:
+        a_clip = (data.frames, SIDE, SIDE, 1)  # is read at once
+        pixels = file.create_dataset("test_data", (frames, SIDE, SIDE, 1), "u1", chunks=a_clip)
+        file["test_idx"] = np.arange(len(data), dtype=np.int64) * data.frames
+        labels = file.create_dataset("test_labels", (len(data),), "i8")
+        for first, video, label in parts(data):
+            begin = first * data.frames
+            pixels[begin : begin + video.shape[0] * data.frames] = video.reshape(-1, SIDE, SIDE, 1)
+            labels[first : first + len(label)] = label
+
+
+WRITERS: dict[str, Callable[[Path, MovingMNIST], None]] = {".npy": write_npy, ".h5": write_h5}
+
+
+def write_protocol(path: Path, digits: Path | None, clips: int) -> None:
+    """Writes the protocol's first clips to a file, which appears when it is complete.
+
+    It takes seconds, so a run that was interrupted is not continued but repeated.
+
+    Raises:
+        ValueError: the name ends otherwise than in .npy or .h5, or MNIST can't be read.
+        OSError: too little space, or the file can't be written.
+    """
+    write = WRITERS.get(path.suffix)
+    if write is None:
+        raise ValueError(f"{path} should end in {' or '.join(WRITERS)}")
+    folder = None if digits is None else str(digits)
+    data = MovingMNIST("test", frames=FRAMES, resolution=SIDE, digits=folder, size=clips)
+    check_space(path.parent, int(1.01 * clips * FRAMES * SIDE**2), path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        write(unfinished, data)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())
+        raise OSError(f"{path} could not be written: {reason}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"{path}: {clips} clips of {FRAMES} frames, {path.stat().st_size / 1e6:.0f} MB")
+
+
+def main() -> None:
+    """Downloads, writes the protocol, or both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--download", type=Path, metavar="FOLDER", help="fetch MNIST into it")
+    parser.add_argument("--protocol", type=Path, metavar="FILE", help="write it, .npy or .h5")
+    parser.add_argument(
+        "--mnist",
+        type=Path,
+        metavar="FOLDER",
+        help="the protocol's digits; what was downloaded, else TINYVGPT_MNIST, unless told",
+    )
+    parser.add_argument("--clips", type=int, default=CLIPS, help="write only so many, the first")
+    options = parser.parse_args()
+    if not options.download and not options.protocol:
+        parser.error("nothing to do: give --download, --protocol or both")
+    if options.download:
+        download(options.download)
+    if options.protocol:
+        digits = options.mnist or options.download or os.environ.get(mnist.FOLDER_VARIABLE)
+        if not digits:
+            print(
+                "digits: the 2,000 of MNIST's test set that are embedded in the package; "
+                "--download or --mnist takes all 10,000"
+            )
+        write_protocol(options.protocol, digits and Path(digits), options.clips)
+
+
+if __name__ == "__main__":
+    run(main)
