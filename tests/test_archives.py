@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from standing_in import put_bsdtar, stand_in_rar, tar_bytes
 from writing_rar import HARD_LINK, SYMLINK, member, write_rar
 
 pytest.importorskip("requests", reason="recipes need the extra: pip install 'tinyvgpt[data]'")
@@ -31,52 +32,6 @@ HOSTILE_NAMES = [
     "a\nb",
     "..",
 ]
-
-# Stands in for bsdtar where none is installed: the same lists, of a tar behind a RAR signature.
-# It trusts the archive entirely.
-FAKE = """#!{python}
-import io, os, sys, tarfile
-flags = next(word for word in sys.argv if word.startswith("-") and word.endswith("f"))
-path = sys.argv[sys.argv.index(flags) + 1]
-file = io.BytesIO(open(path, "rb").read()[6:])
-letters = dict(zip((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
-                    tarfile.CHRTYPE), "lhdpc"))
-with tarfile.open(fileobj=file) as tar:
-    for member in tar:
-        name = member.name.replace("\\\\", "\\\\\\\\").replace("\\n", "\\\\n")
-        if "x" in flags:
-            into = sys.argv[sys.argv.index("-C") + 1]
-            path = os.path.join(into, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            if member.isdir():
-                os.makedirs(path, exist_ok=True)
-            elif name == "swapped":
-                os.symlink("/etc/hostname", path)
-            else:
-                open(path, "wb").write(tar.extractfile(member).read())
-            print("x", name, file=sys.stderr)
-        elif "v" in flags:
-            to = {{"l": " -> ", "h": " link to "}}.get(letters.get(member.type))
-            mode = letters.get(member.type, "-") + "rw-r--r--"
-            print(f"{{mode}}  0 0  0  {{member.size}} Jan  1  1970 {{name}}"
-                  + (to + member.linkname if to else ""))
-        else:
-            print(name)
-"""
-
-
-def tar_bytes(members):
-    """A tar of (name, content or TarInfo's fields) pairs."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            fields = content if isinstance(content, dict) else {"size": len(content)}
-            for field, value in fields.items():
-                setattr(info, field, value)
-            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return out.getvalue()
-
 
 LINKS = {  # what → a member of a tar
     "symbolic link": ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
@@ -128,9 +83,7 @@ def use_tool(monkeypatch, tmp_path, name):
     folder = tmp_path / "bin"
     folder.mkdir()
     if name == "stand-in":
-        tool = folder / "bsdtar"
-        tool.write_text(FAKE.format(python=sys.executable))
-        tool.chmod(0o755)
+        put_bsdtar(folder)
     else:
         found = shutil.which(name)
         if not found or (name == "unrar" and "Roshal" not in rar._run([found]).stdout):
@@ -148,8 +101,7 @@ def tool(request, monkeypatch, tmp_path):
 def rar_of(path, tool, members):
     """A .rar of (name, content or TarInfo's fields) pairs, as the tool reads it."""
     if tool == "stand-in":
-        path.write_bytes(rar.MAGIC + tar_bytes(members))
-        return path
+        return stand_in_rar(path, members)
     modes = {tarfile.CHRTYPE: 0o020644, tarfile.FIFOTYPE: 0o010644, tarfile.DIRTYPE: 0o040755}
     links = {tarfile.SYMTYPE: SYMLINK, tarfile.LNKTYPE: HARD_LINK}
     made = []
