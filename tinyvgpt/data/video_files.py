@@ -1,0 +1,101 @@
+"""Which videos a folder holds, of which split and class.
+
+A folder with train/, val/ or test/ holds splits, and what else is in it is left alone. Any other
+folder is a training split itself. Where a split holds videos in sub-folders, the first sub-folder
+on a video's path is its class; deeper ones are only places. Names that begin with a dot are
+ignored. Chapter 02 describes it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyvgpt.data.windows import SPLITS
+
+SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")  # in any case
+
+
+@dataclass(frozen=True)
+class VideoFiles:
+    """The videos of a folder, as paths from it with "/" between, in order."""
+
+    splits: dict[str, tuple[str, ...]]  # those of SPLITS that the folder has
+    label_names: tuple[str, ...] | None  # the classes of all splits, or None without class folders
+    depth: int  # parts of a path before the class: 1 where splits are folders, else 0
+
+    @property
+    def all(self) -> list[str]:
+        """The videos of all splits."""
+        return [name for names in self.splits.values() for name in names]
+
+    def label(self, name: str) -> int:
+        """Index into `label_names` of a video's class."""
+        assert self.label_names is not None
+        return self.label_names.index(name.split("/")[self.depth])
+
+
+def find_videos(folder: Path) -> VideoFiles:
+    """List the videos of a folder and of all folders in it.
+
+    Raises:
+        ValueError: the folder is missing, none, or may not be read; or some videos are in class
+            folders and others not.
+    """
+    inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
+    split_folders = [split for split in SPLITS if split in inside]
+    places = {split: (f"{split}/", folder / split) for split in split_folders}
+    splits = {
+        split: tuple(sorted(prefix + name for name in _videos_below(place)))
+        for split, (prefix, place) in (places or {"train": ("", folder)}).items()
+    }
+    depth = 1 if places else 0
+    return VideoFiles(splits, _classes(folder, splits, depth), depth)
+
+
+def _classes(
+    folder: Path, splits: dict[str, tuple[str, ...]], depth: int
+) -> tuple[str, ...] | None:
+    """Names of the class folders, in order; None if there are none."""
+    names = [name.split("/")[depth:] for videos in splits.values() for name in videos]
+    paths = [name for videos in splits.values() for name in videos]
+    classless = next(
+        (path for path, parts in zip(paths, names, strict=True) if len(parts) == 1), None
+    )
+    classed = next((path for path, parts in zip(paths, names, strict=True) if len(parts) > 1), None)
+    if classed is None:
+        return None
+    if classless is not None:
+        raise ValueError(
+            f"{folder} has videos in class folders ({classed}) and others in none ({classless}); "
+            "put all of them into class folders, or none"
+        )
+    return tuple(sorted({parts[0] for parts in names}))
+
+
+def _videos_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
+    """Videos in a folder and its sub-folders, as paths from it; a link back up is not followed."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return []
+    found = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            below = _videos_below(Path(entry.path), (*above, here))
+            found += [f"{entry.name}/{name}" for name in below]
+        elif entry.name.lower().endswith(SUFFIXES):
+            found.append(entry.name)
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden; ValueError if that can't be told."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        raise ValueError(f"there is no folder {folder}") from None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file, a folder of videos is needed") from None
+    except PermissionError:
+        raise ValueError(f"folder {folder} may not be read: permission denied") from None
