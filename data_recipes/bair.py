@@ -116,6 +116,8 @@ def convert(paths: Sequence[Path], out: Path, camera: str) -> None:
     if is_finished(out, {name: about[name] for name in ("version", "camera", "inputs")}):
         return
     clips = list_clips(files, camera)
+    if not clips:
+        raise ValueError(f"no clips in {', '.join(map(str, paths))}: the TFRecord files are empty")
     lengths = {split: [c.frames for c in clips if c.file.split == split] for split in SPLITS}
     starts = {split: np.cumsum([0, *lengths[split]]) for split in SPLITS if lengths[split]}
     arrays = {
@@ -210,11 +212,11 @@ def is_finished(out: Path, about: dict[str, str | int]) -> bool:
         with h5py.File(out, "r") as file:
             found = {name: file.attrs.get(name) for name in about}
     except OSError:
-        found = dict.fromkeys(about)
+        found = {"version": "unknown"}
     for name, value in about.items():
-        if found[name] != value:
+        if found.get(name) != value:
             raise ValueError(
-                f"{out} is there, but its {name} is {found[name]}, not {value}: "
+                f"{out} is there, but made with {name} {found.get(name)}, not {value}: "
                 "delete it, or choose another --out"
             )
     print(f"{out} is complete: nothing to do")

@@ -72,6 +72,8 @@ class Filling:
             raise OSError(f"{self.out} is being written by another process") from None
         except BaseException:
             self._steps_file.close()
+            if not self.path.exists():
+                self._steps_path.unlink(missing_ok=True)
             raise
         return self
 
@@ -94,11 +96,12 @@ class Filling:
                     file.create_dataset(name, data=values)
                 for name, (shape, dtype) in self._arrays.items():
                     file.create_dataset(name, shape, dtype, dcpl=early)
-        except RuntimeError as error:  # what h5py makes of a full disk
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except (OSError, RuntimeError) as error:  # h5py makes a RuntimeError of a full disk
+            temporary.unlink(missing_ok=True)
             raise OSError(f"{self.path.parent} can't take {self.out.name}: {error}") from None
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
 
     def _find_places(self) -> dict[str, tuple[int, int]]:
         """Of each array its first byte in the file, and the bytes of a row."""
