@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
 MEDIA := _build/html/media
-CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md))
+CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md)) book/own_videos.md
 NOTEBOOKS := $(CHAPTERS:book/%.md=_build/notebooks/%.ipynb)
 
 .PHONY: help test book demo lint clean

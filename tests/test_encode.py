@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import QUICK, SMALL, Clips, fresh_gpt, fresh_vqvae
+from test_train import QUICK, Clips, fresh_gpt, fresh_vqvae
 
 from tinyvgpt import encode, open_dataset, video
 from tinyvgpt.data import TokenFolder, batches
@@ -213,11 +213,11 @@ def test_bad_folders(tmp_path):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tmp_path):
+def test_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     vqvae, data = fresh_gpt().vqvae, Clips(size=21)
     encode_folder(vqvae, data, tmp_path / "gpu" / "train", device="cuda")
     expected = expected_tokens(vqvae.cpu(), data)
     found = open_dataset(tmp_path / "gpu").batch(range(21), "cuda")["tokens"]
     assert found.is_cuda
-    assert (found.cpu() == expected).float().mean() > 0.99  # sums in another order
-    assert SMALL.codes == 16
+    assert (found.cpu() == expected).float().mean() > 0.999  # sums in another order
