@@ -19,11 +19,20 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.data.batches import batches
+from tinyvgpt.data.folder import VideoFolder
 from tinyvgpt.data.hdf5 import HDF5Clips
 from tinyvgpt.data.moving_mnist import MovingMNIST
 from tinyvgpt.data.tokens import INDEX, TokenFolder
 
-__all__ = ["Dataset", "HDF5Clips", "MovingMNIST", "TokenFolder", "batches", "open_dataset"]
+__all__ = [
+    "Dataset",
+    "HDF5Clips",
+    "MovingMNIST",
+    "TokenFolder",
+    "VideoFolder",
+    "batches",
+    "open_dataset",
+]
 
 EMBEDDED = {"moving-mnist": MovingMNIST}  # what is in the package
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -69,11 +78,11 @@ def open_dataset(spec: str | os.PathLike, split: str = "train", **options: Any) 
     """Open a dataset by its name or its place.
 
     Args:
-        spec: "moving-mnist"; an HDF5 file (.h5, .hdf5) in the original's format; or a folder of
-            tokens that `tinyvgpt encode` wrote.
+        spec: "moving-mnist"; an HDF5 file (.h5, .hdf5) in the original's format; a folder of
+            videos; or a folder of tokens that `tinyvgpt encode` wrote.
         split: "train", "val" or "test".
-        **options: fields of the dataset: see `MovingMNIST`, `HDF5Clips`. Tokens take none; `frames`
-            and `resolution` are compared with those of the clips that were encoded.
+        **options: fields of the dataset: see `MovingMNIST`, `HDF5Clips`, `VideoFolder`. Tokens take
+            none; `frames` and `resolution` are compared with the encoded clips'.
 
     Returns:
         An object as `Dataset` describes it.
@@ -91,6 +100,8 @@ def open_dataset(spec: str | os.PathLike, split: str = "train", **options: Any) 
         return _with_options(HDF5Clips, spec, (spec,), split, options)
     if path.is_dir() and any(path.glob(f"*/{INDEX}")):
         return _open_tokens(spec, split, options)
+    if path.is_dir():
+        return _with_options(VideoFolder, spec, (spec,), split, options)
     raise ValueError(_unknown(path))
 
 
