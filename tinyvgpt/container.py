@@ -39,6 +39,21 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a file for decoding with one thread, as suits many files: (container, stream)."""
+    with import_av().open(f"file:{path}") as container:  # "file:", or "a:b.mp4" is of protocol "a"
+        stream = video_stream(container, path)
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def frame_length(stream: Any) -> Fraction:
+    """How long a frame that doesn't say is on screen, in seconds."""
+    return 1 / (stream.average_rate or Fraction(25))
+
+
 def rounding(tick: Fraction) -> Fraction:
     """How late a timestamp counted in ticks of so many seconds may be: containers round it.
 
@@ -76,7 +91,7 @@ def video_stream(container: Any, path: Path) -> Any:
 
 def timed(container: Any, stream: Any, path: Path) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """Yield (time, length, frame) in seconds; ValueError if the file ends before it should."""
-    step = 1 / (stream.average_rate or Fraction(25))  # for a frame that doesn't say its length
+    step = frame_length(stream)
     time = length = Fraction(0)
     last = None
     for packet in container.demux(stream):
