@@ -5,6 +5,7 @@ folder below the target (members.py) refuses all of it. Then it is unpacked unde
 checked against its list, and renamed.
 """
 
+import glob
 import lzma
 import os
 import shutil
@@ -50,8 +51,10 @@ def extract(archive: Path, folder: Path, *, progress: bool = True) -> Path:
     with _named(archive):
         members = listing(archive)
     check_space(folder.parent, sum(member.size for member in members), f"unpacking {archive.name}")
-    unpacking = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(unpacking, ignore_errors=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.unpacking.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own: after a kill, unrar may go on for a moment in the former one.
+    unpacking = folder.with_name(f".{folder.name}.unpacking.{os.getpid()}")
     unpacking.mkdir(parents=True)
     try:
         with _named(archive), _bar(archive, len(members), progress) as bar:

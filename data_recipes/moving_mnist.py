@@ -14,6 +14,7 @@ Shapes: B clips of a part · T = 20 frames · N = 10,000 clips · H = W = 64 pix
 """
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,40 +49,60 @@ def download(folder: Path) -> None:
     print(f"{folder} has MNIST: {sum(sizes[:2])} training and {sizes[2]} test digits")
 
 
-def parts(data: MovingMNIST) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields first clip, video uint8 (B, T, H, W, 1) and label int64 (B,), until all were had."""
-    for first in tqdm(range(0, len(data), PART), unit_scale=PART, unit="clip"):
+def parts(data: MovingMNIST, done: int = 0) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields first clip, video uint8 (B, T, H, W, 1) and label int64 (B,) of the parts not done."""
+    firsts = range(0, len(data), PART)
+    for first in tqdm(firsts[done:], initial=done, total=len(firsts), unit="part"):
         clips = data.batch(range(first, min(first + PART, len(data))))
         yield first, clips["video"].numpy(), clips["label"].numpy()
 
 
 def write_npy(path: Path, data: MovingMNIST) -> None:
-    """Writes uint8 (T, N, H, W), a part of the clips after the other."""
-    shape = (data.frames, len(data), SIDE, SIDE)
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        begin = file.tell()
-        for first, video, _ in parts(data):
-            for frame in range(data.frames):
-                file.seek(begin + (frame * len(data) + first) * SIDE**2)
-                file.write(video[:, frame].tobytes())
+    """Writes uint8 (T, N, H, W).
+
+    It takes seconds, so a run that was interrupted is not continued but repeated.
+    """
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        with unfinished.open("wb") as file:
+            shape = (data.frames, len(data), SIDE, SIDE)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            begin = file.tell()
+            for first, video, _ in parts(data):
+                for frame in range(data.frames):
+                    file.seek(begin + (frame * len(data) + first) * SIDE**2)
+                    file.write(video[:, frame].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_h5(path: Path, data: MovingMNIST) -> None:
-    """Writes test_data uint8 (N·T, H, W, 1), test_idx int64 (N,) and test_labels int64 (N,)."""
-    import h5py
+    """Writes test_data uint8 (N·T, H, W, 1), test_idx and test_labels int64 (N,), label_names."""
+    from filling import Filling
 
-    frames = len(data) * data.frames
-    with h5py.File(path, "w") as file:
-        a_clip = (data.frames, SIDE, SIDE, 1)  # is read at once
-        pixels = file.create_dataset("test_data", (frames, SIDE, SIDE, 1), "u1", chunks=a_clip)
-        file["test_idx"] = np.arange(len(data), dtype=np.int64) * data.frames
-        labels = file.create_dataset("test_labels", (len(data),), "i8")
-        for first, video, label in parts(data):
-            begin = first * data.frames
-            pixels[begin : begin + video.shape[0] * data.frames] = video.reshape(-1, SIDE, SIDE, 1)
-            labels[first : first + len(label)] = label
+    count = len(data)
+    digits = mnist.load("test", data.digits).images
+    key = hashlib.sha256(digits.tobytes() + str(count).encode()).hexdigest()[:16]
+    arrays = {
+        "test_data": ((count * data.frames, SIDE, SIDE, 1), np.uint8),
+        "test_labels": ((count,), np.int64),
+    }
+    known = {
+        "test_idx": np.arange(count, dtype=np.int64) * data.frames,
+        "label_names": np.array(data.label_names, dtype=np.bytes_),
+    }
+    with Filling(path, key, arrays, known, {}) as file:
+        for first, video, label in parts(data, file.steps):
+            file.write("test_data", first * data.frames, video)
+            file.write("test_labels", first, label)
+            file.commit(first // PART + 1)
+        file.publish()
 
 
 WRITERS: dict[str, Callable[[Path, MovingMNIST], None]] = {".npy": write_npy, ".h5": write_h5}
@@ -89,8 +110,6 @@ WRITERS: dict[str, Callable[[Path, MovingMNIST], None]] = {".npy": write_npy, ".
 
 def write_protocol(path: Path, digits: Path | None, clips: int) -> None:
     """Writes the protocol's first clips to a file, which appears when it is complete.
-
-    It takes seconds, so a run that was interrupted is not continued but repeated.
 
     Raises:
         ValueError: the name ends otherwise than in .npy or .h5, or MNIST can't be read.
@@ -103,17 +122,7 @@ def write_protocol(path: Path, digits: Path | None, clips: int) -> None:
     data = MovingMNIST("test", frames=FRAMES, resolution=SIDE, digits=folder, size=clips)
     check_space(path.parent, int(1.01 * clips * FRAMES * SIDE**2), path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        write(unfinished, data)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = " ".join(str(error.strerror or error).split())
-        raise OSError(f"{path} could not be written: {reason}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write(path, data)
     print(f"{path}: {clips} clips of {FRAMES} frames, {path.stat().st_size / 1e6:.0f} MB")
 
 

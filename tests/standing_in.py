@@ -7,7 +7,7 @@ import tarfile
 # Stands in for bsdtar where none is installed: the same lists, of a tar behind a RAR signature.
 # It trusts the archive entirely.
 FAKE = """#!{python}
-import io, os, sys, tarfile
+import io, os, sys, tarfile, time
 flags = next(word for word in sys.argv if word.startswith("-") and word.endswith("f"))
 path = sys.argv[sys.argv.index(flags) + 1]
 file = io.BytesIO(open(path, "rb").read()[6:])
@@ -26,7 +26,8 @@ with tarfile.open(fileobj=file) as tar:
                 os.symlink("/etc/hostname", path)
             else:
                 open(path, "wb").write(tar.extractfile(member).read())
-            print("x", name, file=sys.stderr)
+            print("x", name, file=sys.stderr, flush=True)
+            time.sleep(float(os.environ.get("STAND_IN_PAUSE", 0)))
         elif "v" in flags:
             to = {{"l": " -> ", "h": " link to "}}.get(letters.get(member.type))
             mode = letters.get(member.type, "-") + "rw-r--r--"
