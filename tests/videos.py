@@ -1,6 +1,8 @@
 """Video files for tests and benchmarks, encoded with PyAV."""
 
+import tempfile
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -26,6 +28,25 @@ def encode(path, clip, codec, times=None, tick=Fraction(1, 30), pixels="yuv420p"
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return path
+
+
+@lru_cache
+def film(frames=20):
+    """The bytes of an mp4, 16 × 24 pixels, in which every fifth frame is a key frame."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"g": "5", "x264-params": "scenecut=0:bframes=0"}
+        return encode(
+            Path(folder, "a.mp4"), waves(frames, 16, 24), "libx264", **options
+        ).read_bytes()
+
+
+def fill(folder, *names, frames=20):
+    """Put films at places in a folder, making sub-folders for them. Returns the folder."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(film(frames))
+    return folder
 
 
 def write_test_videos(folder, count, *, gop=30, seconds=10, fps=25, height=240, width=320, seed=0):

@@ -128,10 +128,10 @@ class VideoFolder:
         """Why there is no clip at all."""
         every = "" if self._rate is None else f" at {float(self._rate):g} a second"
         count, broken = len(self._lengths), self._videos.broken
-        return (
-            f"{self.folder} has no {self.split} clip of {self.frames} frames{every}: {count} "
-            f"videos are too short, the longest has {longest}; {_named(broken)}"
-        )
+        reasons = [f"the longest of {count} videos has {longest}"] if count else []
+        reasons += [_named(broken)] if broken else []
+        clip = f"{self.split} clip of {self.frames} frames{every}"
+        return f"{self.folder} has no {clip}: {'; '.join(reasons)}"
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -233,8 +233,8 @@ def _warn_of_broken(folder: Path, index: Index) -> None:
 
 
 def _named(broken: dict[str, str]) -> str:
-    """`2 files are broken and skipped: a.mp4 (why), b.mp4 (why)`."""
+    """`2 broken files skipped: a.mp4 (why), b.mp4 (why)`."""
     reasons = [f"{name} ({reason})" for name, reason in list(broken.items())[:NAMED]]
     more = [f"and {len(broken) - NAMED} more"] if len(broken) > NAMED else []
-    colon = ": " if broken else ""
-    return f"{len(broken)} files are broken and skipped{colon}{', '.join(reasons + more)}"
+    files = "file" if len(broken) == 1 else "files"
+    return f"{len(broken)} broken {files} skipped: {', '.join(reasons + more)}"
