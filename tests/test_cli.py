@@ -77,6 +77,36 @@ def test_reconstruct(model, tmp_path, capsys):
     assert len(video.read(out)) == TINY.frames
 
 
+def test_look(tmp_path, capsys):
+    out = tmp_path / "look.gif"
+    assert run("look", "moving-mnist", "--split", "val", "--n", 3, "--frames", 5, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "10,000 clips of 5 frames in val" in printed
+    assert "classes: 00, 01" in printed
+    assert video.read(out).shape == (5, 130 * 3, 130 * 3, 3)
+
+
+def test_own_videos_from_looking_to_reconstructing(model, tmp_path, capsys):
+    films = tmp_path / "films"
+    clips = open_dataset("moving-mnist", "val", frames=24).batch(range(3))["video"]
+    films.mkdir()
+    for number, clip in enumerate(clips):
+        video.write(films / f"{number}.mp4", clip, fps=24)
+    (films / "broken.mp4").write_bytes(b"no film")
+    out = tmp_path / "look.gif"
+    with pytest.warns(UserWarning, match=r"broken\.mp4"):
+        assert run("look", films, "--sample-fps", 12, "--frames", 8, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "10 clips of 8 frames" in printed  # two films of 12 frames, one is held out
+    assert f"left out: {films / 'broken.mp4'}" in printed
+    with pytest.warns(UserWarning, match=r"broken\.mp4"):
+        assert run("reconstruct", model, "--data", films, "--split", "val", "--out", out) == 2
+    assert "the data has channels 3, the model needs 1" in capsys.readouterr().err
+    one = ["--data", films / "0.mp4", "--sample-fps", 12]
+    assert run("reconstruct", model, *one, "--out", out) == 0
+    assert len(video.read(out)) == 8
+
+
 def test_train_both_stages_from_a_preset(tmp_path, capsys):
     first, second = tmp_path / "stage1", tmp_path / "stage2"
     small = ["--vqvae.frames", 8, "--vqvae.resolution", 32, "--vqvae.hidden", 16]

@@ -5,7 +5,7 @@ Shapes: none of its own.
 
 from typing import Protocol
 
-from tinyvgpt.commands.about import Bench, Info
+from tinyvgpt.commands.about import Bench, Info, Look
 from tinyvgpt.commands.models import Convert, Encode, Reconstruct, Sample
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 
@@ -18,6 +18,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, type[Command]] = {
+    "look": Look,
     "train-vqvae": TrainVQVAE,
     "train-gpt": TrainGPT,
     "encode": Encode,

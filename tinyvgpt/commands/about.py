@@ -1,4 +1,4 @@
-"""The commands that tell: what is installed, what a model is, how fast it is.
+"""The commands that tell: what data and models are, what is installed, how fast it is.
 
 Shapes: none of its own.
 """
@@ -8,16 +8,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 
-from tinyvgpt import __version__
+from tinyvgpt import __version__, video
 from tinyvgpt.bench import device_name, record
 from tinyvgpt.bench.data import loading
 from tinyvgpt.bench.sampling import sampling
-from tinyvgpt.commands.common import Name, pick_device
+from tinyvgpt.commands.common import ClipOptions, Name, pick_device
+from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
 from tinyvgpt.store import SHIPPED, read_config, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(ClipOptions):
+    """Show what a dataset is made of: its clips in one grid, spread over a split, and how many."""
+
+    data: Name
+    """What train-vqvae takes, such as a folder of videos."""
+    split: str = "train"
+    """ "train", "val" or "test"."""
+    n: int = 16
+    """Number of clips in the grid."""
+    frames: int = 16
+    """Frames of a clip."""
+    resolution: int = 64
+    """Height and width of a clip in pixels."""
+    out: Path = Path("look.mp4")
+    """Video file to write: .mp4, .gif or .webm."""
+    fps: float = 8.0
+    """Frames a second of the file."""
+    scale: int = 3
+    """Screen pixels a pixel."""
+
+    def run(self) -> None:
+        """Counts, and writes the grid."""
+        data = self.open(self.data, self.split, self.frames, self.resolution)
+        chosen = np.linspace(0, len(data) - 1, min(self.n, len(data))).astype(int)
+        batch = data.batch(chosen)
+        if "video" not in batch or batch["video"].shape[1] < self.frames:
+            raise ValueError(f"{self.data} holds tokens, there is nothing to see")
+        print(f"{len(data):,} clips of {self.frames} frames in {self.split}")
+        if data.label_names:
+            print(f"classes: {', '.join(data.label_names)}")
+        if isinstance(data, VideoFolder):
+            for path, reason in data.skipped.items():
+                print(f"left out: {path}: {reason}")
+        video.write(self.out, video.grid(batch["video"]), fps=self.fps, scale=self.scale)
+        print(f"{len(chosen)} of them in {self.out}")
 
 
 @dataclass(frozen=True)

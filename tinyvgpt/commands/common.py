@@ -27,12 +27,15 @@ class ClipOptions:
     stride: int | None = None
     """Frames from one clip's start to the next one's; by default 1 in training, else a clip's."""
 
-    def open(self, data: str, split: str, config: VQVAEConfig) -> Dataset:
-        """A dataset with clips of the length and size that a tokenizer was made for."""
+    def open(self, data: str, split: str, frames: int, resolution: int) -> Dataset:
+        """A dataset with clips of so many frames of so many pixels."""
         options = {"fps": self.sample_fps, "stride": self.stride}
         given = {name: value for name, value in options.items() if value is not None}
-        shape = {"frames": config.frames, "resolution": config.resolution}
-        return open_dataset(data, split, **shape, **given)
+        return open_dataset(data, split, frames=frames, resolution=resolution, **given)
+
+    def open_for(self, config: VQVAEConfig, data: str, split: str) -> Dataset:
+        """A dataset with clips of the length and size that a tokenizer was made for."""
+        return self.open(data, split, config.frames, config.resolution)
 
 
 def pick_device(name: str) -> str:
@@ -40,9 +43,9 @@ def pick_device(name: str) -> str:
     return str(replace(TrainConfig(), device=name).torch_device())
 
 
-def read_clip(path: Path, count: int, config: VQVAEConfig) -> torch.Tensor:
+def read_clip(path: Path, count: int, config: VQVAEConfig, fps: float | None) -> torch.Tensor:
     """The first `count` frames of a video file as uint8 (n, H, W, C), resized for a model."""
-    clip = video.read(path, frames=count, resolution=config.resolution)
+    clip = video.read(path, fps=fps, frames=count, resolution=config.resolution)
     if config.channels == 1:  # the luma of ITU-R BT.601
         clip = (
             (clip.float() @ torch.tensor([0.299, 0.587, 0.114])).round().to(torch.uint8)[..., None]

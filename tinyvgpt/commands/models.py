@@ -10,7 +10,8 @@ import torch
 
 from tinyvgpt import VQVAE, VideoGPT, video
 from tinyvgpt.commands.common import ClipOptions, File, Name, pick_device, read_clip
-from tinyvgpt.encode import encode_folder
+from tinyvgpt.data.video_files import SUFFIXES
+from tinyvgpt.encode import check_data, encode_folder
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Sample:
     """Video file whose first frames all clips continue."""
     given: int | None = None
     """How many frames to take of it; by default what the model conditions on, or half a clip."""
+    sample_fps: float | None = None
+    """Frames a second to take of it; by default every frame."""
     temperature: float = 1.0
     """Logits are divided by it; 0 always takes the likeliest token."""
     top_k: int | None = None
@@ -75,7 +78,7 @@ class Sample:
         """Uint8 (n, H, W, C): the beginning of the file at `path`, as the model needs it."""
         config = model.vqvae.config
         count = self.given or model.gpt.config.cond_frames or config.frames // 2
-        return read_clip(path, count, config)
+        return read_clip(path, count, config, self.sample_fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,9 @@ class Reconstruct(ClipOptions):
     model: Name
     """Folder, shipped name or hub id."""
     data: str = "moving-mnist"
-    """Video file, or what train-vqvae takes, of which the first test clips are taken."""
+    """Video file, or what train-vqvae takes, of which the first clips are taken."""
+    split: str = "test"
+    """Split of a dataset: "train", "val" or "test"."""
     n: int = 8
     """Number of clips of a dataset."""
     out: Path = Path("reconstruction.mp4")
@@ -98,10 +103,13 @@ class Reconstruct(ClipOptions):
     def run(self) -> None:
         """Reconstructs, writes, and prints how close it is."""
         vqvae = VQVAE.from_pretrained(self.model)
-        if Path(self.data).is_file():
-            clips = read_clip(Path(self.data), vqvae.config.frames, vqvae.config)[None]
+        config, path = vqvae.config, Path(self.data)
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            clips = read_clip(path, config.frames, config, self.sample_fps)[None]
         else:
-            clips = self.open(self.data, "test", vqvae.config).batch(range(self.n))["video"]
+            data = self.open_for(config, self.data, self.split)
+            check_data(data, vqvae)
+            clips = data.batch(range(min(self.n, len(data))))["video"]
         x = video.to_model(clips)
         decoded = vqvae.decode(vqvae.encode(x)).clamp(-0.5, 0.5)
         psnr = -10 * torch.log10((decoded - x).square().mean()).item()
@@ -134,7 +142,7 @@ class Encode(ClipOptions):
     def run(self) -> None:
         """Encodes."""
         vqvae = VQVAE.from_pretrained(self.model)
-        data = {split: self.open(self.data, split, vqvae.config) for split in self.splits}
+        data = {split: self.open_for(vqvae.config, self.data, split) for split in self.splits}
         for split, clips in data.items():
             count = encode_folder(
                 vqvae,

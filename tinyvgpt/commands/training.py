@@ -37,10 +37,10 @@ class TrainVQVAE(ClipOptions):
         if self.dry_run:
             print(describe(self.vqvae, self.train))
             return
-        data = self.open(self.data, "train", self.vqvae)
+        data = self.open_for(self.vqvae, self.data, "train")
         torch.manual_seed(self.train.seed)
         vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
-        validation = self.open(self.data, "val", self.vqvae)
+        validation = self.open_for(self.vqvae, self.data, "val")
         train_vqvae(vqvae, data, self.train, self.out, validation=validation)
         print(f"tokenizer in {self.out}")
 
@@ -76,14 +76,14 @@ class TrainGPT(ClipOptions):
         if bool(self.init) == bool(self.vqvae):
             raise ValueError("give --vqvae, a trained tokenizer, or --init, a trained model")
         vqvae = VQVAE.from_pretrained(self.init or self.vqvae or "")
-        data = self.open(self.data, "train", vqvae.config)
+        data = self.open_for(vqvae.config, self.data, "train")
         if self.init:
             model = VideoGPT.from_pretrained(self.init)
         else:
             model = self.new_model(vqvae, len(data.label_names or ()))
         if model.label_names is None and model.gpt.config.classes:
             model = VideoGPT(model.vqvae, model.gpt, data.label_names)
-        validation = self.open(self.data, "val", model.vqvae.config)
+        validation = self.open_for(model.vqvae.config, self.data, "val")
         train_gpt(model, data, self.train, self.out, validation=validation)
         print(f"model in {self.out}")
 
