@@ -191,6 +191,17 @@ def with_edits(content, edits):
     return bytes(content)
 
 
+def test_two_frames_at_the_same_time(folder):
+    """A container that rounds to milliseconds can't tell them apart; counting can."""
+    times = sorted([*range(0, 400, 10), *range(104, 304, 10)])  # tenths of milliseconds
+    path = folder / "fast.mkv"
+    encode(path, waves(), "libx264", times, Fraction(1, 10_000), g="12", bf="0")
+    with av.open(str(path)) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert len(set(stamps)) < 60
+    assert_clips_agree(path, scan(path))
+
+
 @pytest.mark.parametrize(
     ("edits", "keys"),
     [
@@ -306,6 +317,14 @@ class TestBadFiles:
             file.writeframes(bytes(16000))
         with pytest.raises(ValueError, match=r"sound\.avi has no video stream, it holds audio"):
             scan(folder / "sound.avi")
+
+    def test_timestamps_that_cannot_be(self, folder):
+        path = folder / "long.mkv"
+        encode(path, waves(4), "libx264", [0, 1, 2, 10**11], Fraction(1, 1000), bf="0")
+        with pytest.raises(
+            ValueError, match=r"long\.mkv has damaged timestamps, .* 1\.16e\+03 days"
+        ):
+            scan(path)
 
     @pytest.mark.parametrize("reader", [scan, video.read])
     def test_a_codec_that_pyav_lacks(self, make, folder, reader):

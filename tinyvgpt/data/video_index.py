@@ -24,6 +24,8 @@ from tinyvgpt.write import import_av
 Runs = tuple[tuple[int, int], ...]  # (value, how often in a row) …
 PACKET_IS_FRAME = {"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"}  # codecs; others may hide some
 CHECKED = 16  # frames decoded to see whether packets and frames agree
+DAY = 86_400  # seconds
+LONGEST = 30 * DAY  # a video may last
 SKIPPED_FRAME = 16  # bytes: an MPEG-4 packet below may say "as before", and gives no frame
 
 
@@ -147,7 +149,7 @@ def _from_packets(container: Any, stream: Any, path: Path) -> Timeline | None:
         return None
     length = shown[-1].duration or frame_length(stream) / stream.time_base
     times = [Fraction(pts) for pts in told]
-    return _timeline(stream.time_base, times, times[-1] + length, keys)
+    return _timeline(path, stream.time_base, times, times[-1] + length, keys)
 
 
 def _reliable(container: Any, stream: Any, shown: list[_Packet]) -> bool:
@@ -174,12 +176,17 @@ def _from_frames(container: Any, stream: Any, path: Path) -> Timeline:
         end = (time + length) / tick
     if not times:
         raise ValueError(f"{path} has no frame that can be decoded")
-    return _timeline(tick, times, end, [])
+    return _timeline(path, tick, times, end, [])
 
 
-def _timeline(tick: Fraction, times: list[Fraction], end: Fraction, keys: list[int]) -> Timeline:
+def _timeline(
+    path: Path, tick: Fraction, times: list[Fraction], end: Fraction, keys: list[int]
+) -> Timeline:
     """Of times in ticks, in units that make them whole numbers and regular ones small."""
     since = [(time - times[0]) * tick for time in [*times, end]]
+    if max(since) > LONGEST:
+        days = float(max(since) / DAY)
+        raise ValueError(f"{path} has damaged timestamps, by which it lasts {days:.3g} days")
     unit = Fraction(1, math.lcm(*(time.denominator for time in since)))
     counted = [int(time / unit) for time in since]
     steps = _runs(np.diff(counted[:-1]))
