@@ -1,5 +1,11 @@
 """tinyvgpt.notebook: the budget, the check against the package, the figures' look."""
 
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +114,107 @@ def test_style_draws_one_pixel_as_one_square_on_a_white_card():
 def test_check_compares_python_floats_in_double_precision():
     with pytest.raises(AssertionError):
         notebook.check("thirds", [1 / 3], [1 / 3 + 1e-12])
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Four pictures (4, 6, 10, 3) of noise, shown as a live notebook shows them."""
+    monkeypatch.delenv("TINYVGPT_BOOK_MEDIA", raising=False)
+    monkeypatch.delenv("TINYVGPT_BOOK_MEDIA_URL", raising=False)
+    return np.random.default_rng(0).integers(0, 256, (4, 6, 10, 3), dtype=np.uint8)
+
+
+def elements(player, name):
+    """Attributes of the elements with this name, in order."""
+    found = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag == name:
+                found.append(dict(attributes))
+
+    Parser().feed(player._repr_html_())
+    return found
+
+
+def decoded(address):
+    image = pytest.importorskip("PIL.Image")
+    prefix = "data:image/webp;base64,"
+    assert address.startswith(prefix)
+    with image.open(io.BytesIO(base64.b64decode(address.removeprefix(prefix)))) as opened:
+        return np.asarray(opened)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_step_through_holds_every_picture_losslessly(pictures, channels):
+    pictures = pictures[..., :channels]
+    player = notebook.step_through(torch.from_numpy(pictures), alt="noise", scale=4)
+    images = elements(player, "img")
+    for image, picture in zip(images, pictures, strict=True):
+        assert np.array_equal(decoded(image["src"]), np.broadcast_to(picture, (6, 10, 3)))
+        assert (image["width"], image["height"], image["alt"]) == ("40", "24", "noise")
+        assert "pixelated" in image["style"]
+    assert repr(player) == "<4 pictures of 10×6 pixels to step through>"
+
+
+def test_step_through_shows_the_first_picture_and_offers_the_others(pictures):
+    captions = ["<b>", "2 & 3", '"', "end"]
+    player = notebook.step_through(pictures, captions, alt='a "film"', fps=8)
+    steps = [each for each in elements(player, "div") if each.get("class") == "step"]
+    assert ["hidden" in step for step in steps] == [False, True, True, True]
+    (bar,) = elements(player, "input")
+    assert (bar["type"], bar["min"], bar["max"], bar["value"]) == ("range", "0", "3", "0")
+    (button,) = elements(player, "button")
+    assert "125" in button["onclick"]  # milliseconds
+    assert [image["alt"] for image in elements(player, "img")] == [
+        f'a "film", {caption}' for caption in captions
+    ]
+    assert "<b>" not in player.html
+    assert "<script" not in player.html
+
+
+def test_step_through_writes_files_while_the_book_is_built(pictures, monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYVGPT_BOOK_MEDIA", str(tmp_path / "media"))
+    monkeypatch.setenv("TINYVGPT_BOOK_MEDIA_URL", "../media")
+    player = notebook.step_through([*pictures, pictures[0]], alt="noise")
+    sources = [image["src"] for image in elements(player, "img")]
+    assert sources[0] == sources[4]
+    assert {f"../media/{path.name}" for path in (tmp_path / "media").iterdir()} == set(sources)
+    assert len(player.html) < 5000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictures": np.zeros((0, 2, 2, 3), np.uint8)}, "shapes .*, one or more of one is needed"),
+        ({"pictures": [np.zeros((2, 2, 3)), np.zeros((2, 3, 3))]}, r"\(2, 2, 3\), \(2, 3, 3\)"),
+        ({"pictures": np.zeros((1, 2, 2, 3))}, r"float64 \(2, 2, 3\), uint8 \(H, W, 1 or 3\)"),
+        ({"pictures": np.zeros((1, 2, 2, 4), np.uint8)}, r"\(2, 2, 4\), uint8 \(H, W, 1 or 3\)"),
+        ({"captions": ["one"]}, "1 captions for 4 pictures"),
+        ({"fps": 0}, "fps is 0, it must be above 0"),
+        ({"scale": -1}, "scale is -1, it must be above 0"),
+    ],
+)
+def test_step_through_refuses_what_it_cannot_show(pictures, change, message):
+    arguments = {"pictures": pictures, "alt": "noise", **change}
+    with pytest.raises(ValueError, match=message):
+        notebook.step_through(**arguments)
+
+
+def test_picture_is_what_a_figure_shows_and_closes_it():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure = pyplot.figure(figsize=(3, 2), dpi=10, facecolor="#ff0000")
+    pixels = notebook.picture(figure)
+    assert (pixels.shape, pixels.dtype) == ((20, 30, 3), np.uint8)
+    assert (pixels == (255, 0, 0)).all()
+    assert not pyplot.fignum_exists(figure.number)
+
+
+def test_recorded_reads_the_books_records_where_they_are():
+    results = Path(__file__).parents[1] / "book" / "results"
+    names = [path.stem for path in results.glob("*.json")]
+    if not names:
+        pytest.skip("no repository around")
+    for name in names:
+        assert notebook.recorded(name) == json.loads((results / f"{name}.json").read_bytes())
+    assert notebook.recorded("no-such-record") is None

@@ -1,17 +1,28 @@
-"""What the book's chapters share: a budget, the check against the package, a look for figures.
+"""What the book's chapters share: budgets, the check against the package, figures, records.
 
 Every chapter starts with `versions()` and ends its "Against the package" with `check`. Nothing else
 in the package imports this module.
 """
 
+import hashlib
+import html
 import importlib.metadata
+import json
 import os
 import platform
-from typing import TypeVar
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tinyvgpt.show import Player, _address
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 Values = Tensor | np.ndarray | float | int | list | tuple
@@ -20,6 +31,26 @@ BUDGETS = ("smoke", "cpu", "gpu")
 
 # Okabe and Ito's colours without yellow and black: told apart by every kind of eye.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+
+# What `step_through` does in the browser. A viewer has no script of its own and no identifier, so
+# it works in every notebook, twice in a page, and where no kernel is.
+_SHOW = """
+const box = this.closest('.step-through'), steps = box.querySelectorAll('.step');
+steps.forEach((step, n) => step.hidden = n != this.value);
+box.querySelector('output').value = `${+this.value + 1} / ${steps.length}`;
+this.ariaValueText = steps[this.value].lastElementChild.textContent;
+"""
+_PLAY = """
+const box = this.closest('.step-through'), bar = box.querySelector('input');
+clearInterval(box.timer);
+box.playing = !box.playing;
+this.textContent = box.playing ? 'Pause' : 'Play';
+if (box.playing) box.timer = setInterval(() => {
+  if (!box.isConnected) return clearInterval(box.timer);
+  bar.value = (+bar.value + 1) % (+bar.max + 1);
+  bar.dispatchEvent(new Event('input'));
+}, INTERVAL);
+"""
 
 
 def budget_name() -> str:
@@ -124,3 +155,108 @@ def style() -> None:
             "image.interpolation": "nearest",
         }
     )
+
+
+def picture(figure: "Figure") -> np.ndarray:
+    """Return what a matplotlib figure shows, uint8 (H, W, 3), and close it."""
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    pyplot.close(figure)
+    return pixels
+
+
+def step_through(
+    pictures: Sequence[np.ndarray] | np.ndarray | Tensor,
+    captions: Sequence[str] | None = None,
+    *,
+    alt: str,
+    fps: float = 4.0,
+    scale: float = 1.0,
+) -> Player:
+    """Pictures to look at one by one, with a slider and a button that plays them.
+
+    The pictures are made beforehand and the page does the rest, so this works in the built book as
+    in a notebook. Like clips (see `show.show`), they are part of the page in a live notebook and
+    files of their own in the book: lossless WebP.
+
+    Args:
+        pictures: uint8 (n, H, W, C) or n of (H, W, C), C of 1 or 3.
+        captions: a line below each picture, plain text.
+        alt: what is to be seen in all of them, for those who cannot; with it goes the caption.
+        fps: pictures a second while they play.
+        scale: screen pixels a pixel.
+
+    Raises:
+        ValueError: no picture, pictures of other dtypes or shapes, another number of captions, or
+            fps or scale that cannot be.
+    """
+    arrays = [np.asarray(picture) for picture in pictures]
+    captions = [""] * len(arrays) if captions is None else captions
+    _check_steps(arrays, captions, fps, scale)
+    height, width = arrays[0].shape[:2]
+    # Pixels stay squares where there is more than one screen pixel for each.
+    look = "image-rendering: pixelated; " if scale > 1 else ""
+    look = f"{look}display: block; width: 100%; height: auto; filter: none"
+    steps = []
+    for number, (array, caption) in enumerate(zip(arrays, captions, strict=True)):
+        label = html.escape(", ".join(filter(None, [alt, caption])))
+        size = f'width="{width * scale:g}" height="{height * scale:g}" style="{look}"'
+        steps.append(
+            f'<div class="step"{" hidden" if number else ""}>'
+            f'<img src="{_webp(array)}" alt="{label}" {size}>'
+            f'<div style="padding: 0.3em 0.6em">{html.escape(caption)}</div></div>'
+        )
+    play = html.escape(_PLAY.replace("INTERVAL", f"{1000 / fps:.0f}"))
+    return Player(
+        f'<div class="step-through" role="group" aria-label="{html.escape(alt)}" '
+        f'style="max-width: {width * scale:g}px; background: #fff; color: #222">{"".join(steps)}'
+        '<div style="display: flex; gap: 0.8em; align-items: center; padding: 0.3em 0.6em">'
+        f'<button type="button" style="width: 4.5em" onclick="{play}">Play</button>'
+        f'<input type="range" min="0" max="{len(steps) - 1}" value="0" aria-label="picture" '
+        f'style="flex: 1; min-width: 0" oninput="{html.escape(_SHOW)}">'
+        f"<output>1 / {len(steps)}</output></div></div>",
+        f"{len(steps)} pictures of {width}×{height} pixels to step through",
+    )
+
+
+def _check_steps(
+    arrays: Sequence[np.ndarray], captions: Sequence[str], fps: float, scale: float
+) -> None:
+    """Raises ValueError unless these pictures can be stepped through."""
+    shapes = {array.shape for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(f"pictures have the shapes {sorted(shapes)}, one or more of one is needed")
+    shape = shapes.pop()
+    if len(shape) != 3 or shape[2] not in (1, 3) or any(a.dtype != np.uint8 for a in arrays):
+        raise ValueError(f"a picture is {arrays[0].dtype} {shape}, uint8 (H, W, 1 or 3) is needed")
+    if len(captions) != len(arrays):
+        raise ValueError(f"there are {len(captions)} captions for {len(arrays)} pictures")
+    if not 0 < fps <= 60:
+        raise ValueError(f"fps is {fps}, it must be above 0 and at most 60")
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}, it must be above 0")
+
+
+def _webp(array: np.ndarray) -> str:
+    """The address of a picture (H, W, C) as a lossless WebP file."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(
+        file, "webp", lossless=True, quality=80
+    )
+    data = file.getvalue()
+    return _address(data, f"{hashlib.sha256(data).hexdigest()[:16]}.webp", "image/webp")
+
+
+def recorded(name: str) -> dict[str, Any] | None:
+    """Return a measured record of the book, book/results/`name`.json.
+
+    None where the package is installed without its repository: then measure.
+    """
+    path = Path(__file__).parents[1] / "book" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
