@@ -6,6 +6,7 @@ import os
 import warnings
 from functools import partial
 
+import av
 import numpy as np
 import pytest
 from videos import encode, fill, waves
@@ -115,16 +116,19 @@ class TestCache:
             assert len(scans) == 3
             assert cache.read_bytes() == content
 
-    def test_another_version_is_made_again(self, filled, scans, monkeypatch):
+    @pytest.mark.parametrize(
+        ("module", "name", "value"), [(index_cache, "VERSION", 99), (av, "__version__", "99.0")]
+    )
+    def test_another_version_is_made_again(self, filled, scans, monkeypatch, module, name, value):
         root = filled("a.mp4", "b.mp4")
         VideoFolder(str(root), **FILM)
         scans.clear()
-        monkeypatch.setattr(index_cache, "VERSION", index_cache.VERSION + 1)
+        monkeypatch.setattr(module, name, value)
         VideoFolder(str(root), **FILM)
         assert len(scans) == 2
 
     def test_folder_that_may_not_be_written_to(self, filled, user_cache, scans, monkeypatch, quiet):
-        root, write = filled("a.mp4", "b.mp4"), index_cache.write_atomically
+        root, write = filled("train/a.mp4", "val/b.mp4"), index_cache.write_atomically
 
         def refusing(writers):
             if root / ".tinyvgpt-index.json" in writers:
@@ -133,14 +137,16 @@ class TestCache:
 
         monkeypatch.setattr(index_cache, "write_atomically", refusing)
         VideoFolder(str(root), **FILM)
-        assert [path.name for path in root.iterdir() if path.suffix != ".mp4"] == []
+        VideoFolder(str(root), "val", **FILM)
+        assert sorted(path.name for path in root.iterdir()) == ["train", "val"]
         assert len(list(user_cache.glob("tinyvgpt/index-*.json"))) == 1
         scans.clear()
         VideoFolder(str(root), **FILM)
         assert scans == []
-        filled("c.mp4")
+        filled("train/c.mp4")
         VideoFolder(str(root), **FILM)
         VideoFolder(str(root), **FILM)
+        VideoFolder(str(root), "val", **FILM)
         assert scans == ["c.mp4"]
 
     def test_nowhere_to_write(self, filled, monkeypatch):
@@ -166,6 +172,18 @@ class TestCache:
                 VideoFolder(str(root), **FILM)
         content = (root / ".tinyvgpt-index.json").read_text()
         assert [f'"{number}.mp4"' in content for number in range(8)] == [True] * 5 + [False] * 3
+
+    def test_what_is_found_is_saved_now_and_then(self, filled, monkeypatch):
+        root, write, counts = filled("a.mp4", "b.mp4", "c.mp4"), index_cache.write_atomically, []
+
+        def counted(writers):
+            write(writers)
+            counts.append((root / ".tinyvgpt-index.json").read_text().count("timeline"))
+
+        monkeypatch.setattr(index_cache, "write_atomically", counted)
+        monkeypatch.setattr(index_cache, "SAVE_EVERY", 0)
+        VideoFolder(str(root), **FILM)
+        assert counts == [1, 2, 3, 3]
 
     def test_progress_shows_when_it_takes_long(self, filled, monkeypatch, capsys):
         root = filled("a.mp4", "b.mp4")

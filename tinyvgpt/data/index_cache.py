@@ -66,11 +66,13 @@ def index_videos(folder: Path, names: Sequence[str], listed: Iterable[str]) -> I
         _scan_all(folder, stale, marks, entries, listed)
     elif caches[0].keys() - listed:
         _save(folder, entries, listed)
-    timelines = {
-        n: Timeline.from_json(e["timeline"]) for n, e in entries.items() if "timeline" in e
-    }
-    broken = {name: entries[name]["broken"] for name in names if "broken" in entries[name]}
-    return Index(timelines, broken, set(stale))
+    index = Index({}, {}, set(stale))
+    for name in names:
+        if "broken" in entries[name]:
+            index.broken[name] = entries[name]["broken"]
+        else:
+            index.timelines[name] = Timeline.from_json(entries[name]["timeline"])
+    return index
 
 
 def _mark(path: Path) -> Entry:
@@ -147,15 +149,15 @@ def _header(body: bytes) -> dict[str, Any]:
 
 
 def _save(folder: Path, entries: dict[str, Entry], listed: set[str]) -> None:
-    """Store entries beside those of other splits, where that is possible."""
-    known = _load(folder / NAME)
+    """Store entries beside those of other splits, at the first place where that is possible."""
+    known: dict[str, Entry] = {}
+    for place in reversed(_places(folder)):
+        known |= _load(place)
     kept = {
         name: entry
         for name, entry in sorted((known | entries).items())
         if name in listed and "mtime_ns" in entry
     }
-    if kept == known and kept:
-        return
     body = json.dumps(kept, separators=(",", ":")).encode()
     content = json.dumps(_header(body)).encode() + b"\n" + body
     failures = []
