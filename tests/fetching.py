@@ -1,0 +1,71 @@
+"""What the tests of downloads share: servers that misbehave, a target, an earlier run."""
+
+import hashlib
+import random
+
+import fetch
+import pytest
+from fetch import Source
+from serving import Server
+
+CONTENT = random.Random(0).randbytes(700_001)
+OTHER = random.Random(1).randbytes(700_001)  # another version, as long
+PAGE = b"<!DOCTYPE html><html><body>Moved</body></html>"
+MD5 = hashlib.md5(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def servers(monkeypatch):
+    """Makes servers; nothing waits between tries, nothing goes through a proxy."""
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    made = []
+
+    def make():
+        made.append(Server(CONTENT))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def server(servers):
+    return servers()
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "data" / "file.bin"
+
+
+def get(server, target, **expected):
+    return fetch.fetch([Source(server.url, "never")], target, progress=False, **expected)
+
+
+def get_refused(server, target, match, **expected):
+    """Fetching fails with one line, and nothing has the target's name."""
+    with pytest.raises(OSError, match=match) as caught:
+        get(server, target, **expected)
+    assert "\n" not in str(caught.value)
+    assert not target.exists()
+    return str(caught.value)
+
+
+def left(target):
+    """What else stands in the target's folder."""
+    return sorted(path.name for path in target.parent.iterdir() if path != target)
+
+
+def broken_off(server, target, cut=300_000):
+    """An earlier run that got `cut` bytes and then lost its server."""
+    server.cuts = [cut]
+    server.statuses = [200] + [503] * fetch.TRIES
+    get_refused(server, target, "503")
+    server.statuses = []
+    server.requests.clear()
+    there = target.with_name(f".{target.name}.partial").stat().st_size
+    assert there == cut
+    return there
