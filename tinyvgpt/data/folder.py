@@ -51,9 +51,12 @@ class VideoFolder:
     The folder holds train/ and test/, optionally val/; or the training videos themselves. Without
     val/ every tenth training video is held out. Sub-folders of a split are classes.
 
-    A damaged file is skipped with a warning and listed in `skipped`. Frames are found by their
-    timestamps where a file's are good, which its first opening finds out and keeps in
-    `.tinyvgpt-index.json`.
+    A broken file is skipped with a warning and listed in `skipped`. So is one that turns out to be
+    damaged inside, though only its bad clips are replaced, by clips of other videos.
+
+    The first opening scans the files, and keeps what it finds in `.tinyvgpt-index.json`. A clip
+    takes as long as decoding from the key frame before it; in files that leave open which packets
+    are frames (GIF, VP8, AVI with frames out of order) from the file's beginning.
 
     Raises:
         ValueError: the folder or the split is missing, no video has a clip, some videos are in
@@ -200,7 +203,10 @@ def _open(folder: Path, split: str) -> _Videos:
     held_out = split != "test" and "val" not in files.splits
     source = "train" if held_out else split
     if source not in files.splits:
-        raise ValueError(f"{folder} has no {source}/, only {'/, '.join(files.splits)}/")
+        found = (
+            f"only {'/, '.join(files.splits)}/" if files.depth else "its videos are for training"
+        )
+        raise ValueError(f"{folder} has no {source}/, {found}")
     listed = files.splits[source]
     if not listed:
         place = folder / source if files.depth else folder

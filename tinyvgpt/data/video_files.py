@@ -42,34 +42,29 @@ def find_videos(folder: Path) -> VideoFiles:
             folders and others not.
     """
     inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
-    split_folders = [split for split in SPLITS if split in inside]
-    places = {split: (f"{split}/", folder / split) for split in split_folders}
-    splits = {
-        split: tuple(sorted(prefix + name for name in _videos_below(place)))
-        for split, (prefix, place) in (places or {"train": ("", folder)}).items()
-    }
+    places = {split: folder / split for split in SPLITS if split in inside}
+    if places:
+        splits = {
+            split: tuple(sorted(f"{split}/{name}" for name in _videos_below(place)))
+            for split, place in places.items()
+        }
+    else:
+        splits = {"train": tuple(sorted(_videos_below(folder)))}
     depth = 1 if places else 0
-    return VideoFiles(splits, _classes(folder, splits, depth), depth)
+    names = [name for videos in splits.values() for name in videos]
+    return VideoFiles(splits, _classes(folder, names, depth), depth)
 
 
-def _classes(
-    folder: Path, splits: dict[str, tuple[str, ...]], depth: int
-) -> tuple[str, ...] | None:
+def _classes(folder: Path, names: list[str], depth: int) -> tuple[str, ...] | None:
     """Names of the class folders, in order; None if there are none."""
-    names = [name.split("/")[depth:] for videos in splits.values() for name in videos]
-    paths = [name for videos in splits.values() for name in videos]
-    classless = next(
-        (path for path, parts in zip(paths, names, strict=True) if len(parts) == 1), None
-    )
-    classed = next((path for path, parts in zip(paths, names, strict=True) if len(parts) > 1), None)
-    if classed is None:
-        return None
-    if classless is not None:
+    classed = [name for name in names if name.count("/") > depth]
+    classless = [name for name in names if name.count("/") == depth]
+    if classed and classless:
         raise ValueError(
-            f"{folder} has videos in class folders ({classed}) and others in none ({classless}); "
-            "put all of them into class folders, or none"
+            f"{folder} has videos in class folders ({classed[0]}) and others in none "
+            f"({classless[0]}); put all of them into class folders, or none"
         )
-    return tuple(sorted({parts[0] for parts in names}))
+    return tuple(sorted({name.split("/")[depth] for name in classed})) if classed else None
 
 
 def _videos_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
