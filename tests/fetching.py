@@ -1,4 +1,4 @@
-"""What the tests of downloads share: servers that misbehave, a target, an earlier run."""
+"""What the tests of downloads share: contents, what must be refused, an earlier run."""
 
 import hashlib
 import random
@@ -6,39 +6,12 @@ import random
 import fetch
 import pytest
 from fetch import Source
-from serving import Server
 
 CONTENT = random.Random(0).randbytes(700_001)
 OTHER = random.Random(1).randbytes(700_001)  # another version, as long
 PAGE = b"<!DOCTYPE html><html><body>Moved</body></html>"
 MD5 = hashlib.md5(CONTENT).hexdigest()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def servers(monkeypatch):
-    """Makes servers; nothing waits between tries, nothing goes through a proxy."""
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
-    monkeypatch.setenv("NO_PROXY", "*")
-    made = []
-
-    def make():
-        made.append(Server(CONTENT))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
-
-
-@pytest.fixture
-def server(servers):
-    return servers()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "data" / "file.bin"
 
 
 def get(server, target, **expected):

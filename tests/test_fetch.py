@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("requests", reason="recipes need the extra: pip install 'tinyvgpt[data]'")
-pytest.register_assert_rewrite("fetching")
 import fetch
 from fetch import Source
 from fetching import CONTENT, MD5, OTHER, SHA256, broken_off, get, get_refused, left
 from serving import Server
 
-pytest_plugins = ("fetching",)  # its fixtures
+pytest_plugins = ("fetching_fixtures",)
 
 RECIPES = Path(fetch.__file__).parent
 

@@ -6,12 +6,11 @@ import shutil
 import pytest
 
 pytest.importorskip("requests", reason="recipes need the extra: pip install 'tinyvgpt[data]'")
-pytest.register_assert_rewrite("fetching")
 import fetch
 from fetch import Source, check_space
 from fetching import CONTENT, MD5, OTHER, PAGE, SHA256, broken_off, get, get_refused, left
 
-pytest_plugins = ("fetching",)  # its fixtures
+pytest_plugins = ("fetching_fixtures",)
 
 
 class TestRefused:
