@@ -57,6 +57,18 @@ class TestWhole:
         get(server, target)
         assert target.read_bytes() == CONTENT
 
+    def test_a_server_that_would_compress_is_asked_not_to(self, server, target):
+        answer = server.answer
+
+        def compressing(request):
+            if "gzip" in request.headers.get("Accept-Encoding", "gzip"):
+                server.headers = {"Content-Encoding": "gzip"}
+            answer(request)
+
+        server.answer = compressing
+        get(server, target)
+        assert target.read_bytes() == CONTENT
+
     def test_bar_on_stderr(self, server, target, capfd):
         fetch.fetch([Source(server.url, "never")], target)
         out, err = capfd.readouterr()
