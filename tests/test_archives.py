@@ -1,5 +1,6 @@
 """Archives: whole ones come out as they are, hostile and damaged ones write nothing."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from standing_in import put_bsdtar, stand_in_rar, tar_bytes
@@ -68,9 +70,15 @@ def place(tmp_path):
 
 
 def refused(archive, place, match):
-    """Nothing is written: not in the target, not beside it, not above."""
+    """Nothing is written: not in the target, not beside it, not above.
+
+    And for a member that is refused by the archive's list unpacking doesn't even begin.
+    """
     before = sorted(place.parent.rglob("*"))
-    with pytest.raises(ValueError, match=match) as caught:
+    began = AssertionError("it went on to unpacking")
+    guard = mock.patch.object(archives, "check_space", side_effect=began)
+    listed = guard if "its member" in match else contextlib.nullcontext()
+    with listed, pytest.raises(ValueError, match=match) as caught:
         archives.extract(archive, place / "out", progress=False)
     assert str(archive) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -274,10 +282,15 @@ class TestRar:
         refused(archive, place, "can't be read.* says: .*")
 
     def test_what_came_out_is_looked_at(self, tmp_path, place, monkeypatch):
-        """A tool that lists a file and writes a link."""
+        """A tool that lists files and writes links, or leaves one out."""
         use_tool(monkeypatch, tmp_path, "stand-in")
-        archive = rar_of(tmp_path / "some.rar", "stand-in", [*FILES.items(), ("swapped", b"x")])
-        refused(archive, place, "'swapped' is a symbolic link")
+        for name, fault in (
+            ("swapped", "'swapped' is a symbolic link"),
+            ("linked", "is a hard link"),
+            ("left out", "'left out' came out with no bytes, the archive lists 1"),
+        ):
+            archive = rar_of(tmp_path / "some.rar", "stand-in", [*FILES.items(), (name, b"x")])
+            refused(archive, place, fault)
 
     def test_no_tool(self, tmp_path, place, monkeypatch):
         archive = write_rar(tmp_path / "some.rar", [member("a", b"1")])
