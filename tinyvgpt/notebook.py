@@ -213,7 +213,8 @@ def step_through(
     play = html.escape(_PLAY.replace("INTERVAL", f"{1000 / fps:.0f}"))
     return Player(
         f'<div class="step-through" role="group" aria-label="{html.escape(alt)}" '
-        f'style="max-width: {width * scale:g}px; background: #fff; color: #222">{"".join(steps)}'
+        f'style="max-width: {width * scale:g}px; background: #fff; color: #222; '
+        f'color-scheme: light">{"".join(steps)}'
         '<div style="display: flex; gap: 0.8em; align-items: center; padding: 0.3em 0.6em">'
         f'<button type="button" style="width: 4.5em" onclick="{play}">Play</button>'
         f'<input type="range" min="0" max="{len(steps) - 1}" value="0" aria-label="picture" '
