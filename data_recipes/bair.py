@@ -119,12 +119,12 @@ def convert(paths: Sequence[Path], out: Path, camera: str) -> None:
         OSError: a file can't be read, or there is no space.
     """
     files = find(paths)
-    about = attributes(files, ", ".join(path.resolve().name for path in paths), camera)
-    if is_finished(out, {name: about[name] for name in ("version", "camera", "inputs")}):
-        return
     clips = list_clips(files, camera)
     if not clips:
         raise ValueError(f"no clips in {', '.join(map(str, paths))}: the TFRecord files are empty")
+    about = attributes(clips, ", ".join(path.resolve().name for path in paths), camera)
+    if is_finished(out, {name: about[name] for name in ("version", "camera", "inputs")}):
+        return
     lengths = {split: [c.frames for c in clips if c.file.split == split] for split in SPLITS}
     starts = {split: np.cumsum([0, *lengths[split]]) for split in SPLITS if lengths[split]}
     arrays = {
@@ -139,7 +139,7 @@ def convert(paths: Sequence[Path], out: Path, camera: str) -> None:
     known = {f"{split}_idx": rows[:-1].astype(np.int64) for split, rows in starts.items()}
     rows = np.concatenate([known[f"{split}_idx"] for split in starts])
     out.parent.mkdir(parents=True, exist_ok=True)
-    filling = Filling(out, key_of(files, about), arrays, known, about)
+    filling = Filling(out, key_of(about), arrays, known, about)
     frames = sum(int(rows[-1]) for rows in starts.values())
     check_space(out.parent, frames * FRAME_BYTES - on_disk(filling.path), str(out))
     name_leftovers(filling)
@@ -189,22 +189,21 @@ def list_clips(files: Sequence[RecordFile], camera: str) -> list[Clip]:
     return [clip for file in bar for clip in clips_of(file, frames_of)]
 
 
-def attributes(files: Sequence[RecordFile], source: str, camera: str) -> dict[str, str | int]:
-    """What the HDF5 file says of itself; equal "inputs": files of equal splits, names and sizes."""
-    names = json.dumps([(file.split, file.name, file.size) for file in files])
+def attributes(clips: Sequence[Clip], source: str, camera: str) -> dict[str, str | int]:
+    """What the HDF5 file says of itself; "inputs" are equal where all records and splits are."""
+    records = json.dumps([(clip.file.split, clip.bytes, clip.checksum) for clip in clips])
     return {
         "recipe": "data_recipes/bair.py",
         "version": VERSION,
         "source": source,
         "camera": camera,
-        "inputs": f"{len(files)} TFRecord files, {hashlib.sha256(names.encode()).hexdigest()}",
+        "inputs": f"{len(clips)} clips {hashlib.sha256(records.encode()).hexdigest()}",
     }
 
 
-def key_of(files: Sequence[RecordFile], about: dict[str, str | int]) -> str:
-    """Tells runs apart whose unfinished files are not the same: also by when the inputs changed."""
-    text = json.dumps([sorted(about.items()), [file.modified for file in files]])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def key_of(about: dict[str, str | int]) -> str:
+    """Tells unfinished files apart that are not of the same records, or not for the same file."""
+    return hashlib.sha256(json.dumps(sorted(about.items())).encode()).hexdigest()[:12]
 
 
 def is_finished(out: Path, about: dict[str, str | int]) -> bool:

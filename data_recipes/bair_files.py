@@ -29,8 +29,6 @@ class RecordFile:
     member: tarfile.TarInfo | None  # of the tar
     split: str  # "train" or "test"
     name: str  # without its folders
-    size: int  # bytes
-    modified: int  # of the file at `path`, nanoseconds
 
     def __str__(self) -> str:
         """Return what errors call it."""
@@ -53,6 +51,7 @@ class Clip(NamedTuple):
     file: RecordFile
     offset: int  # of its record in the file
     bytes: int  # of the record's data
+    checksum: int  # of the record's data, as it stands in the file
     frames: int
 
 
@@ -93,13 +92,11 @@ def _raise(error: OSError) -> None:
 
 
 def _plain_file(path: Path) -> RecordFile:
-    about = path.stat()
     split = _split(path.absolute().parent.parts, str(path))
-    return RecordFile(path, None, split, path.name, about.st_size, about.st_mtime_ns)
+    return RecordFile(path, None, split, path.name)
 
 
 def _members(path: Path) -> Iterator[RecordFile]:
-    modified = path.stat().st_mtime_ns
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -107,7 +104,7 @@ def _members(path: Path) -> Iterator[RecordFile]:
                 name = PurePosixPath(member.name)
                 if member.isreg() and TFRECORD_NAME.fullmatch(name.name):
                     split = _split(name.parent.parts, f"{path}:{name}")
-                    yield RecordFile(path, member, split, name.name, member.size, modified)
+                    yield RecordFile(path, member, split, name.name)
             tar.fileobj.seek(tar.offset)
             if not tar.fileobj.read(1):
                 raise tarfile.ReadError("it ends without the blocks of zeros that close it")
@@ -140,10 +137,10 @@ def clips_of(file: RecordFile, frames_of: Callable[[bytes, str], int]) -> Iterat
     """
     known: dict[int, int] = {}
     with file.open() as stream, file.open() as beside:
-        for offset, length in scan_records(stream, str(file)):
+        for offset, length, checksum in scan_records(stream, str(file)):
             if length not in known:
                 known[length] = frames_of(read_at(beside, file, offset), record_name(file, offset))
-            yield Clip(file, offset, length, known[length])
+            yield Clip(file, offset, length, checksum, known[length])
 
 
 def read_at(stream: BinaryIO, file: RecordFile, offset: int) -> bytes:

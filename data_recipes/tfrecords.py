@@ -88,7 +88,7 @@ def read_records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         offset += HEADER.size + len(body)
 
 
-def scan_records(file: BinaryIO, name: str) -> Iterator[tuple[int, int]]:
+def scan_records(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
     """Yields where records are without reading their data: from length to length.
 
     Args:
@@ -96,7 +96,8 @@ def scan_records(file: BinaryIO, name: str) -> Iterator[tuple[int, int]]:
         name: what errors call the file.
 
     Yields:
-        byte offset of the record in the file, and how many bytes of data it has.
+        byte offset of the record in the file, how many bytes of data it has, and the masked
+        checksum that stands there for them.
 
     Raises:
         DamagedRecord: a length's checksum is wrong, or the file ends inside a record.
@@ -108,7 +109,8 @@ def scan_records(file: BinaryIO, name: str) -> Iterator[tuple[int, int]]:
         end = offset + HEADER.size + length + FOOTER.size
         if end > size:
             _cut(name, offset, size - offset - HEADER.size, length + FOOTER.size)
-        yield offset, length
+        file.seek(end - FOOTER.size)
+        yield offset, length, *FOOTER.unpack(file.read(FOOTER.size))
         offset = file.seek(end)
 
 

@@ -74,7 +74,7 @@ def test_the_originals_reader_finds_each_clip(made, tmp_path):
 def test_tar_files_and_folders_give_the_same_bytes(made, tar, tmp_path, monkeypatch):
     folder, _ = made
     attributes = bair.attributes  # but for the source, which they don't share
-    monkeypatch.setattr(bair, "attributes", lambda files, _, camera: attributes(files, "", camera))
+    monkeypatch.setattr(bair, "attributes", lambda clips, _, camera: attributes(clips, "", camera))
     one_by_one = sorted(folder.rglob("*.tfrecords"), reverse=True)
     split_folders = [folder / "softmotion30_44k" / split for split in ("test", "train")]
     outs = []
@@ -135,14 +135,20 @@ def test_a_finished_file_stays(made, tmp_path, capsys):
         ValueError, match=r"bair\.h5 is there, but made with camera image_aux1, not"
     ):
         bair.convert([folder], out, "image_main")
-    with pytest.raises(
-        ValueError, match=r"bair\.h5 is there, but made with inputs 3 TFRecord files"
-    ):
+    with pytest.raises(ValueError, match=r"bair\.h5 is there, but made with inputs 8 clips"):
         bair.convert([folder / "softmotion30_44k" / "test"], out, "image_aux1")
     with pytest.raises(
         ValueError, match=r"bair\.h5 is there, but made with source .*, not bair_robot"
     ):
         bair.is_finished(out, {"source": bair.ARCHIVE})
+    other = tmp_path / "train" / "other.tfrecords"  # of the same sizes
+    write_clips(other, [make_clip(2, np.random.default_rng(14))])
+    bair.convert([other], tmp_path / "other.h5", "image_aux1")
+    write_clips(other, [make_clip(2, np.random.default_rng(15))])
+    with pytest.raises(
+        ValueError, match=r"other\.h5 is there, but made with inputs 1 clips .*, not"
+    ):
+        bair.convert([other], tmp_path / "other.h5", "image_aux1")
     assert out.stat().st_mtime_ns == before
     out.write_bytes(b"something else")
     with pytest.raises(

@@ -77,7 +77,7 @@ def test_bad_records_are_named(fault, tmp_path):
     path.parent.mkdir()
     tfrecords.write_records(path, map(tfrecords.encode_example, features))
     with path.open("rb") as file:
-        offset = [offset for offset, _ in tfrecords.scan_records(file, "a")][1]
+        offset = [offset for offset, _, _ in tfrecords.scan_records(file, "a")][1]
     with pytest.raises(ValueError, match=re.escape(f"{path}, the record at byte {offset} {words}")):
         bair.convert([tmp_path], tmp_path / "bair.h5", "image_aux1")
     assert not (tmp_path / "bair.h5").exists()
@@ -126,7 +126,7 @@ def test_damage_is_named_and_never_converted(made, tmp_path):
     (copy.parent / "traj_4_to_6.tfrecords").rename(copy)
     content = copy.read_bytes()
     with copy.open("rb") as file:
-        offsets = [offset for offset, _ in tfrecords.scan_records(file, "traj")]
+        offsets = [offset for offset, _, _ in tfrecords.scan_records(file, "traj")]
     generator = np.random.default_rng(13)
     for place in generator.integers(len(content), size=20):
         damaged = bytearray(content)

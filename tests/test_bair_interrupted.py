@@ -140,9 +140,10 @@ def test_inputs_that_changed_start_afresh(tmp_path, monkeypatch, capsys):
     with dying_after(16), pytest.raises(Killed):
         bair.convert([path], out, "image_aux1")
     assert steps_done(tmp_path) > 0
+    written = path.stat().st_mtime_ns
     clips = [make_clip(1, generator) for _ in range(5)]
     write_clips(path, clips)
-    os.utime(path, ns=(1, 1))
+    os.utime(path, ns=(written, written))
     bair.convert([path], out, "image_aux1")
     assert_same(contents(out), expected({"train": clips}, "image_aux1"))
     assert "is left of a run with other inputs or another camera" in capsys.readouterr().err
@@ -162,8 +163,8 @@ def test_steps_without_their_file_count_for_nothing(made, tmp_path, monkeypatch)
 
 
 def test_two_processes_at_one_file(made, tmp_path):
-    files = bair_files.find([made[0]])
-    about = bair.attributes(files, made[0].name, "image_aux1")
-    other = filling.Filling(tmp_path / "bair.h5", bair.key_of(files, about), {}, {}, {})
+    clips = bair.list_clips(bair_files.find([made[0]]), "image_aux1")
+    about = bair.attributes(clips, made[0].name, "image_aux1")
+    other = filling.Filling(tmp_path / "bair.h5", bair.key_of(about), {}, {}, {})
     with other, pytest.raises(OSError, match=r"bair\.h5 is being written by another process"):
         bair.convert([made[0]], tmp_path / "bair.h5", "image_aux1")

@@ -78,7 +78,7 @@ def test_what_is_written_is_read(tmp_path_factory, payloads):
         file.seek(0)
         scanned = list(tfrecords.scan_records(file, path.name))
     assert [data for _, data in records] == payloads
-    assert scanned == [(offset, len(data)) for offset, data in records]
+    assert scanned == [(offset, len(data), tfrecords.masked_crc(data)) for offset, data in records]
     content = path.read_bytes()
     assert all(content[offset + 12 :].startswith(data) for offset, data in records)
 
