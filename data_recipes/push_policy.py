@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from push_world import COLOURS, HIGH, LOW, MOST_OBJECTS, REACH, SHAPES, TRAY, Thing
 
-STEP, LIFT, TWIST = 0.040, 0.040, 0.35  # most that an action moves sideways, upwards, turns
+STEP = 0.040  # most that an action moves along an axis
+MOST = np.array([STEP, STEP, STEP, 0.35])  # of an action's numbers
+NOISE = np.array([0.002, 0.002, 0.001, 0.03])  # standard deviations of what is added to them
 FEWEST_OBJECTS = 3
 WANDER = 0.2  # part of the plans that ignore the objects
 BESIDE = 0.042  # from an object's edge to where a push begins
@@ -100,7 +102,9 @@ def wander(rng: np.random.Generator) -> Plan:
     return _plan(rng, start, end, rng.uniform(-QUARTER, QUARTER), low=rng.uniform(LOW, HIGH))
 
 
-def _plan(rng: np.random.Generator, start, end, turn: float, low: float) -> Plan:
+def _plan(
+    rng: np.random.Generator, start: np.ndarray, end: np.ndarray, turn: float, low: float
+) -> Plan:
     return Plan(start, end, low, rng.uniform(0.085, HIGH), rng.uniform(0.024, STEP), turn)
 
 
@@ -163,10 +167,8 @@ class Policy:
                 self._plan.turn - self.turn,
             ]
         )
-        self._noise = 0.6 * self._noise + self._rng.normal(size=4) * (0.002, 0.002, 0.001, 0.03)
-        action = np.clip(
-            wish + self._noise, *(s * np.array([STEP, STEP, LIFT, TWIST]) for s in (-1, 1))
-        )
+        self._noise = 0.6 * self._noise + self._rng.normal(size=4) * NOISE
+        action = np.clip(wish + self._noise, -MOST, MOST)
         tip = np.clip(self.tip + action[:3], LOWER, UPPER)
         turn = np.clip(self.turn + action[3], -QUARTER, QUARTER)
         action = np.array([*tip - self.tip, turn - self.turn], np.float32)

@@ -36,7 +36,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import gl_backend
 import numpy as np
@@ -46,8 +46,12 @@ from tqdm import tqdm
 
 from tinyvgpt import counter
 
+if TYPE_CHECKING:
+    from push_view import Eyes
+    from push_world import World
+
 FRAMES = 30
-CLIPS_A_FILE = 8  # as many are lost where a run is interrupted
+CLIPS_A_FILE = 8  # an interrupted run makes as many again, at most
 SPLITS = ("train", "test")
 MOVED = 4.0  # pixels; an object that has been pushed
 FOLDER = "softmotion30_44k"  # as in BAIR's tar
@@ -77,35 +81,44 @@ class Part(NamedTuple):
 
 
 @cache
-def eyes():
+def eyes() -> "Eyes":
     """This process's renderer. Imports mujoco, whose back end must be chosen by then."""
     from push_view import Eyes
 
     return Eyes()
 
 
-def simulate(seed: int, split: str, index: int) -> Clip:
-    """Clip `index` of a split."""
+def play(seed: int, split: str, index: int) -> Iterator[tuple["World", np.ndarray]]:
+    """Lets a clip happen: yields its world at each frame, and the action that comes next, (4,)."""
     from push_policy import Policy, scatter
-    from push_view import CAMERAS
-    from push_world import MOST_OBJECTS, World
+    from push_world import World
 
     rng = np.random.default_rng(int(counter.bits(seed, SPLITS.index(split), index)))
     things = scatter(rng)
     policy = Policy(rng, things)
     world = World(things, policy.tip, policy.turn)
-    eyes().open(world)
-    images = {camera: np.empty((FRAMES, 64, 64, 3), np.uint8) for camera in CAMERAS}
+    for _ in range(FRAMES):
+        before = policy.tip, policy.turn
+        action = policy.act(world.middles())
+        yield world, action
+        world.move(before, (policy.tip, policy.turn))
+
+
+def simulate(seed: int, split: str, index: int) -> Clip:
+    """Clip `index` of a split, as the cameras see it."""
+    from push_view import CAMERAS
+    from push_world import MOST_OBJECTS, SIDE
+
+    images = {camera: np.empty((FRAMES, SIDE, SIDE, 3), np.uint8) for camera in CAMERAS}
     actions, endeffector = np.empty((FRAMES, 4), np.float32), np.empty((FRAMES, 3), np.float32)
     tracks = np.full((FRAMES, MOST_OBJECTS, 2), np.nan, np.float32)
-    for frame in range(FRAMES):
+    for frame, (world, action) in enumerate(play(seed, split, index)):
+        if frame == 0:
+            eyes().open(world)
         for camera in CAMERAS:
             images[camera][frame] = eyes().see(camera)
-        endeffector[frame] = world.tip()
-        tracks[frame, : len(things)] = world.pixels("aux1")
-        before = policy.tip, policy.turn
-        actions[frame] = policy.act(world.middles())
-        world.move(before, (policy.tip, policy.turn))
+        actions[frame], endeffector[frame] = action, world.tip()
+        tracks[frame, : len(world.objects)] = world.pixels("aux1")
     return Clip(images, actions, endeffector, tracks)
 
 
