@@ -49,6 +49,7 @@ def loading(spec: str | None = None, *, batch_size: int = 32, workers: int = 2) 
         write_films(folder / "gop-250", 250)
         for title, what in (
             ("moving-mnist", "moving-mnist"),
+            ("robot-push", "robot-push"),
             ("HDF5, 30 frames of 64 x 64", folder / "bair-size.h5"),
             (f"mp4, {WIDTH} x {HEIGHT}, a key frame every 30", folder / "gop-30"),
             (f"mp4, {WIDTH} x {HEIGHT}, a key frame every 250", folder / "gop-250"),

@@ -22,19 +22,21 @@ from tinyvgpt.data.batches import batches
 from tinyvgpt.data.folder import VideoFolder
 from tinyvgpt.data.hdf5 import HDF5Clips
 from tinyvgpt.data.moving_mnist import MovingMNIST
+from tinyvgpt.data.robot_push import RobotPush
 from tinyvgpt.data.tokens import INDEX, TokenFolder
 
 __all__ = [
     "Dataset",
     "HDF5Clips",
     "MovingMNIST",
+    "RobotPush",
     "TokenFolder",
     "VideoFolder",
     "batches",
     "open_dataset",
 ]
 
-EMBEDDED = {"moving-mnist": MovingMNIST}  # what is in the package
+EMBEDDED = {"moving-mnist": MovingMNIST, "robot-push": RobotPush}  # what is in the package
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
@@ -78,11 +80,12 @@ def open_dataset(spec: str | os.PathLike, split: str = "train", **options: Any) 
     """Open a dataset by its name or its place.
 
     Args:
-        spec: "moving-mnist"; an HDF5 file (.h5, .hdf5) in the original's format; a folder of
-            videos; or a folder of tokens that `tinyvgpt encode` wrote.
+        spec: "moving-mnist"; "robot-push"; an HDF5 file (.h5, .hdf5) in the original's format; a
+            folder of videos; or a folder of tokens that `tinyvgpt encode` wrote.
         split: "train", "val" or "test".
-        **options: fields of the dataset: see `MovingMNIST`, `HDF5Clips`, `VideoFolder`. Tokens take
-            none; `frames` and `resolution` are compared with the encoded clips'.
+        **options: fields of the dataset: see `MovingMNIST`, `RobotPush`, `HDF5Clips`,
+            `VideoFolder`. Tokens take none; `frames` and `resolution` are compared with the encoded
+            clips'.
 
     Returns:
         An object as `Dataset` describes it.
