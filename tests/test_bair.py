@@ -149,6 +149,10 @@ def test_a_finished_file_stays(made, tmp_path, capsys):
         ValueError, match=r"other\.h5 is there, but made with inputs 1 clips .*, not"
     ):
         bair.convert([other], tmp_path / "other.h5", "image_aux1")
+    write_clips(other, [make_clip(2, np.random.default_rng(14))])
+    (tmp_path / "train").rename(tmp_path / "test")  # the same records, but not for training
+    with pytest.raises(ValueError, match=r"other\.h5 is there, but made with inputs 1 clips"):
+        bair.convert([tmp_path / "test"], tmp_path / "other.h5", "image_aux1")
     assert out.stat().st_mtime_ns == before
     out.write_bytes(b"something else")
     with pytest.raises(
