@@ -16,10 +16,15 @@ def waves(count=60, height=48, width=64):
     return (127 + 120 * np.stack(each, -1)).astype(np.uint8)
 
 
-def encode(path, clip, codec, times=None, tick=Fraction(1, 30), pixels="yuv420p", **options):
-    """Write frames at their times, in ticks; one a tick unless told. Returns the path."""
+def encode(
+    path, clip, codec, times=None, tick=Fraction(1, 30), rate=30, pixels="yuv420p", **options
+):
+    """Write frames at their times, in ticks; one a tick unless told. Returns the path.
+
+    The rate, in frames a second, is what the file says of itself.
+    """
     with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=30, options=options)
+        stream = output.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], pixels
         stream.codec_context.time_base = tick
         for time, array in zip(range(len(clip)) if times is None else times, clip, strict=True):
@@ -68,7 +73,8 @@ def write_test_videos(folder, count, *, gop=30, seconds=10, fps=25, height=240, 
     for number in range(count):
         random = np.random.default_rng((seed, number))
         clip = _camera(random, int(seconds * fps), height, width, number)
-        encode(folder / f"{number:04d}.mp4", clip, "libx264", tick=Fraction(1, fps), **options)
+        path = folder / f"{number:04d}.mp4"
+        encode(path, clip, "libx264", tick=Fraction(1, fps), rate=fps, **options)
 
 
 def _camera(random, frames, height, width, number):
