@@ -8,6 +8,7 @@ the variable before this process imports mujoco.
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 BACKENDS = ("egl", "osmesa")  # in the order of trying
 PROBE = """
@@ -53,7 +54,10 @@ def choose(asked: str = "auto") -> tuple[str, str]:
     Raises:
         ValueError: MUJOCO_GL names something else.
         OSError: no back end works here; says what to install.
+        ImportError: MuJoCo is not installed.
     """
+    if find_spec("mujoco") is None:
+        raise ImportError("the simulator needs MuJoCo, which is not installed: pip install mujoco")
     named = os.environ.get("MUJOCO_GL", "").lower() if asked == "auto" else asked
     if named and named not in BACKENDS:
         raise ValueError(f"MUJOCO_GL is {named!r}, it must be one of {', '.join(BACKENDS)}")
