@@ -29,9 +29,11 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -213,9 +215,10 @@ def moved(out: Path, split: str, counts: dict[str, int]) -> np.ndarray:
     return np.nanmax(np.linalg.norm(tracks - tracks[:, :1], axis=-1), axis=(1, 2))
 
 
-def _end_with_parent() -> None:
-    """In a worker: ends it when the process that started it was killed."""
+def _start_worker() -> None:
+    """In a worker: Ctrl-C is its parent's business, and where that is killed the worker ends."""
     parent = multiprocessing.parent_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent.join()
@@ -229,21 +232,24 @@ def generate(out: Path, seed: int, counts: dict[str, int], workers: int) -> int:
 
     Returns:
         How many clips were made.
+
+    Raises:
+        OSError: a file can't be written, or a worker was killed; what is finished stays.
     """
     missing = [part for part in parts(counts) if not finished(part, out)]
     places = [(part.split, i) for part in missing for i in range(part.first, part.last + 1)]
     if not places:
         return 0
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
-    with ProcessPoolExecutor(min(workers, len(places)), context, _end_with_parent) as pool:
-        made: Iterator = pool.map(partial(make, seed), places)
-        with tqdm(total=len(places), unit="clip") as bar:
-            for part in missing:
-                clips = []
-                for clip in islice(made, part.last - part.first + 1):
-                    clips.append(clip)
-                    bar.update()
-                write_part(part, out, clips)
+    pool = ProcessPoolExecutor(min(workers, len(places)), context, _start_worker)
+    try:
+        made = iter(tqdm(pool.map(partial(make, seed), places), total=len(places), unit="clip"))
+        for part in missing:
+            write_part(part, out, islice(made, part.last - part.first + 1))
+    except BrokenProcessPool:
+        raise OSError("a worker was killed, by a lack of memory perhaps; run it again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
     return len(places)
 
 

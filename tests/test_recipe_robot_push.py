@@ -149,6 +149,23 @@ def test_a_killed_run_leaves_no_workers(backend, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+def test_a_full_disk_stops_it_and_leaves_no_half_file(backend, tmp_path, file_limit):
+    with file_limit(500_000), pytest.raises(OSError, match="too large"):
+        robot_push.generate(tmp_path, 7, {"train": 100}, 1)
+    assert not [path for path in contents(tmp_path) if "tfrecords" in path]
+
+
+def test_a_worker_that_dies_is_one_error(backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot_push, "make", die)
+    with pytest.raises(OSError, match="a worker was killed"):
+        robot_push.generate(tmp_path, 7, {"train": 1}, 1)
+
+
+def die(seed, place):
+    """A worker's task that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_damaged_files_are_made_again(made, tmp_path):
     part = robot_push.Part("train", 0, 7)
     for place, damage in (
