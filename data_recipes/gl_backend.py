@@ -19,7 +19,7 @@ from OpenGL import GL
 print("renderer:", GL.glGetString(GL.GL_RENDERER).decode())
 context.free()
 """
-PACKAGES = "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6"
+PACKAGES = "on Debian or Ubuntu: apt-get install libosmesa6, or libegl1 libopengl0 libgl1-mesa-dri"
 
 
 def environment(backend: str) -> dict[str, str]:

@@ -224,7 +224,7 @@ def test_a_machine_without_opengl_is_told_what_to_install(tmp_path):
     assert process.returncode == 2
     assert errors == (
         "robot_push.py: there is no OpenGL to render with, neither egl nor osmesa works here; "
-        "on Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6\n"
+        "on Debian or Ubuntu: apt-get install libosmesa6, or libegl1 libopengl0 libgl1-mesa-dri\n"
     )
     assert not (tmp_path / "out").exists()
 
