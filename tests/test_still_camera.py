@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tinyvgpt.data import still_camera
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.tuples(*(st.integers(1, most) for most in (3, 4, 5, 6))),
     st.sampled_from([2, 3, 256]),
