@@ -218,7 +218,7 @@ def test_open_dataset_passes_its_options_on():
             {},
             "no dataset, file or folder 'moving-minst', did you mean 'moving-mnist'",
         ),
-        ("imagenet", {}, "no dataset, file or folder 'imagenet'; there is moving-mnist, robot-push"),
+        ("imagenet", {}, "no dataset, file or folder 'imagenet'; there is moving-mnist, "),
         ("moving-mnist", {"split": "training"}, "split is 'training', .* train, val, test"),
         ("moving-mnist", {"frame": 3}, "no option 'frame', did you mean 'frames'"),
         ("moving-mnist", {"frames": 0}, "frames is 0, it must be at least 1"),

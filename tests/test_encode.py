@@ -220,4 +220,6 @@ def test_on_a_gpu(tmp_path, monkeypatch):
     expected = expected_tokens(vqvae.cpu(), data)
     found = open_dataset(tmp_path / "gpu").batch(range(21), "cuda")["tokens"]
     assert found.is_cuda
-    assert (found.cpu() == expected).float().mean() > 0.999  # sums in another order
+    # Codes of blank patches are alike, so another order of summing may choose another of them.
+    codes = vqvae.codebook.codes
+    assert torch.allclose(codes[found.cpu()], codes[expected], atol=1e-4)

@@ -185,19 +185,19 @@ def _finished_shards(folder: Path) -> int:
 def _shard(
     vqvae: VQVAE, stream: Iterator[dict[str, Tensor]], rows: int, first_frames: int, bar: tqdm
 ) -> dict[str, np.ndarray]:
-    """The next `rows` clips of the stream, encoded; what the last batch has beyond them is cut."""
+    """The next `rows` clips of the stream, encoded; of the last batch no more than belong here."""
     parts: dict[str, list[np.ndarray]] = {}
     small = np.uint16 if vqvae.config.codes <= 2**16 else np.int32
     for start in range(0, rows, ENCODED_AT_A_TIME):
-        batch = next(stream)
+        batch = {name: value[: rows - start] for name, value in next(stream).items()}
         tokens = encode(vqvae, batch).cpu().numpy().astype(small)
         first = batch.pop("video")[:, :first_frames]
         shown = {"video": first} if first_frames else {}
         for name, value in {**batch, **shown}.items():
             parts.setdefault(name, []).append(value.cpu().numpy())
         parts.setdefault("tokens", []).append(tokens)
-        bar.update(min(len(tokens), rows - start))
-    return {name: np.concatenate(values)[:rows] for name, values in parts.items()}
+        bar.update(len(tokens))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _write_shard(folder: Path, number: int, arrays: dict[str, np.ndarray]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyvgpt.show import Player, _address
+from tinyvgpt.show import Player, address
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,7 +251,7 @@ def _webp(array: np.ndarray) -> str:
         file, "webp", lossless=True, quality=80
     )
     data = file.getvalue()
-    return _address(data, f"{hashlib.sha256(data).hexdigest()[:16]}.webp", "image/webp")
+    return address(data, f"{hashlib.sha256(data).hexdigest()[:16]}.webp", "image/webp")
 
 
 def recorded(name: str) -> dict[str, Any] | None:

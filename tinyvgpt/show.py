@@ -90,10 +90,10 @@ def show(
     try:
         video, poster = _mp4_and_poster(frames, fps)
     except ImportError:
-        source = _address(_pillow_gif(frames, fps), name + ".gif", "image/gif")
+        source = address(_pillow_gif(frames, fps), name + ".gif", "image/gif")
         return Player(f'<img src="{source}" alt="{label}" {look}>', text)
-    source = _address(video, name + ".mp4", "video/mp4")
-    still = _address(poster, name + ".png", "image/png")
+    source = address(video, name + ".mp4", "video/mp4")
+    still = address(poster, name + ".png", "image/png")
     return Player(
         f'<video src="{source}" poster="{still}" {look} aria-label="{label}" title="{label}" '
         f"autoplay loop muted playsinline>{label}</video>",
@@ -130,7 +130,7 @@ def _pillow_gif(frames: np.ndarray, fps: float) -> bytes:
     return file.getvalue()
 
 
-def _address(data: bytes, name: str, kind: str) -> str:
+def address(data: bytes, name: str, kind: str) -> str:
     """Where a page finds the data: inside itself, or in the folder of the book being built."""
     folder = os.environ.get("TINYVGPT_BOOK_MEDIA")
     if not folder:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from tinyvgpt.data import Dataset, batches, open_dataset
-from tinyvgpt.data.hdf5 import CHUNK_FRAMES
 from tinyvgpt.write import import_av
 
 HDF5_CLIPS, HDF5_FRAMES = 2048, 30  # of 64 × 64 × 3: 755 MB
@@ -78,7 +77,7 @@ def write_hdf5(path: Path, clips: int = HDF5_CLIPS) -> None:
     rng = np.random.default_rng(0)
     shape = (clips * HDF5_FRAMES, 64, 64, 3)
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("train_data", shape, np.uint8, chunks=(CHUNK_FRAMES, *shape[1:]))
+        data = file.create_dataset("train_data", shape, np.uint8)  # contiguous
         file["train_idx"] = np.arange(clips) * HDF5_FRAMES
         file["train_actions"] = rng.normal(size=(len(data), 4)).astype(np.float32)
         for start in range(0, len(data), HDF5_FRAMES):

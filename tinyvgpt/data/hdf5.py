@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     import h5py
 
 
-CHUNK_FRAMES = 10  # frames in a chunk of what we write, see data_recipes/bair.py
-
-
 class _Videos(NamedTuple):
     """What a split of the file holds."""
 
