@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import robot_push
 import robot_push_subset
+import torch
 from tfrecords import decode_example, read_records
 
+from tinyvgpt.data import HDF5Clips, batches
 from tinyvgpt.data import robot_push as embedded
 
 SCRIPT = Path(robot_push.__file__)
@@ -65,6 +67,24 @@ def made(backend, tmp_path_factory):
     said, errors = process.communicate()
     assert process.returncode == 0, errors
     return out, said
+
+
+@pytest.mark.parametrize("camera", ["image_aux1", "image_main"])
+def test_what_is_rendered_comes_out_of_batches(made, camera, tmp_path):
+    """Simulator → TFRecords → bair.py → HDF5 → batches: the same pixels and actions."""
+    file = tmp_path / "push.h5"
+    recipe = [sys.executable, SCRIPT.with_name("bair.py")]
+    words = ["--files", made[0], "--camera", camera, "--out", file]
+    subprocess.run([*recipe, *words], check=True, capture_output=True)
+    train, test = (HDF5Clips(str(file), split, frames=30, stride=1) for split in ("train", "test"))
+    assert (len(train), len(test)) == (8, 1)  # the last of nine is held out
+    for data, split, index in ((train, "train", 0), (train, "train", 7), (test, "test", 0)):
+        clip = robot_push.simulate(7, split, index)
+        batch = data.batch([index])
+        assert np.array_equal(batch["video"][0].numpy(), clip.images[camera.removeprefix("image_")])
+        assert np.array_equal(batch["action"][0].numpy(), clip.actions)
+    seen = [next(batches(train, 8, workers=workers)) for workers in (0, 2)]
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
 
 
 def test_files_are_as_bairs(made):
