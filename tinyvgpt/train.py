@@ -183,7 +183,7 @@ def check_tokens(data: TokenFolder, model: VideoGPT) -> None:
             f"{data.folder} was encoded by another tokenizer: its codebook is {data.codebook}, "
             f"the model's {needed}"
         )
-    stored = data.about["first_frames"]
+    stored = data.about.get("first_frames", 0)
     if stored < model.gpt.config.cond_frames:
         raise ValueError(
             f"{data.folder} has the first {stored} frames of each clip, the model is conditioned "

@@ -22,7 +22,10 @@ from tinyvgpt.data.windows import check_split, checked
 
 INDEX = "index.json"
 VERSION = 1  # of the layout of index.json
-KEYS = {"channels", "frames", "resolution", "label_names", "clips", "shard_size", "arrays"}
+KEYS = {
+    *("channels", "frames", "resolution", "label_names", "codebook"),
+    *("clips", "shard_size", "arrays"),
+}
 
 
 class Tokens:
