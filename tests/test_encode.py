@@ -120,7 +120,7 @@ def test_finished_shards_are_not_encoded_again(tmp_path, monkeypatch):
     with pytest.raises(Full):
         encode_folder(vqvae, Clips(size=20), folder)
     monkeypatch.undo()
-    make_small(setattr)
+    make_small(monkeypatch.setattr)
     monkeypatch.setattr(encode, "encode", lambda *args: calls.append(1) or whole(*args))
     calls.clear()
     encode_folder(vqvae, Clips(size=20), folder)
@@ -220,6 +220,9 @@ def test_on_a_gpu(tmp_path, monkeypatch):
     expected = expected_tokens(vqvae.cpu(), data)
     found = open_dataset(tmp_path / "gpu").batch(range(21), "cuda")["tokens"]
     assert found.is_cuda
-    # Codes of blank patches are alike, so another order of summing may choose another of them.
-    codes = vqvae.codebook.codes
-    assert torch.allclose(codes[found.cpu()], codes[expected], atol=1e-4)
+    with torch.no_grad():  # where two codes are as near, rounding may choose either
+        z = vqvae.features(video.to_model(data.batch(range(21))["video"])).movedim(1, -1)
+        nearest = torch.cdist(z.flatten(0, -2), vqvae.codebook.codes).sort(1).values
+    clear = (nearest[:, 1] - nearest[:, 0] > 1e-3).view(expected.shape)
+    assert clear.float().mean() > 0.3
+    assert torch.equal(found.cpu()[clear], expected[clear])
