@@ -8,6 +8,7 @@ Shapes: none of its own.
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -53,6 +54,11 @@ def usage() -> str:
     return "\n".join(["usage: tinyvgpt COMMAND [options]; tinyvgpt COMMAND --help", "", *lines])
 
 
+def one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the place in our code that gave it."""
+    return f"tinyvgpt: {' '.join(str(message).split())}\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -60,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
+    formatted, warnings.formatwarning = warnings.formatwarning, one_line
     try:
         if name not in COMMANDS:
             near = get_close_matches(name, COMMANDS, 1)
@@ -69,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"tinyvgpt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = formatted
     return 0
 
 
