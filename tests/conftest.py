@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import sys
+import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,42 @@ def file_limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def user_cache(tmp_path_factory, monkeypatch):
+    """The user's cache folder, empty."""
+    path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    return path
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """Return a function that puts films of 20 frames at places in a folder, and returns that."""
+    from videos import fill
+
+    return partial(fill, tmp_path)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Names of the files that were scanned."""
+    from tinyvgpt.data import index_cache
+
+    names, scan = [], index_cache.scan
+
+    def counted(path):
+        names.append(path.name)
+        return scan(path)
+
+    monkeypatch.setattr(index_cache, "scan", counted)
+    return names
+
+
+@pytest.fixture
+def quiet():
+    """No warning may come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import warnings
-from functools import partial
 from pathlib import Path
 
 import av
@@ -15,47 +14,13 @@ import torch
 from videos import encode, fill, film, waves
 
 from tinyvgpt import video
-from tinyvgpt.data import batches, index_cache
+from tinyvgpt.data import batches
 from tinyvgpt.data.folder import VideoFolder
 
 SIDE = 16
 FRAMES = 4
 FILM = {"frames": FRAMES, "resolution": SIDE}
-
-
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path_factory, monkeypatch):
-    """The user's cache folder, empty."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path
-
-
-@pytest.fixture
-def filled(tmp_path):
-    """Return a function that puts films of 20 frames at places in a folder, and returns that."""
-    return partial(fill, tmp_path)
-
-
-@pytest.fixture
-def scans(monkeypatch):
-    """Names of the files that were scanned."""
-    names, scan = [], index_cache.scan
-
-    def counted(path):
-        names.append(path.name)
-        return scan(path)
-
-    monkeypatch.setattr(index_cache, "scan", counted)
-    return names
-
-
-@pytest.fixture
-def quiet():
-    """No warning may come."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.usefixtures("user_cache")
 
 
 def names(data):

@@ -3,13 +3,11 @@
 import errno
 import multiprocessing
 import os
-import warnings
-from functools import partial
 
 import av
 import numpy as np
 import pytest
-from videos import encode, fill, waves
+from videos import encode, waves
 
 from tinyvgpt.data import index_cache
 from tinyvgpt.data.folder import VideoFolder
@@ -17,41 +15,7 @@ from tinyvgpt.data.folder import VideoFolder
 SIDE = 16
 FRAMES = 4
 FILM = {"frames": FRAMES, "resolution": SIDE}
-
-
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path_factory, monkeypatch):
-    """The user's cache folder, empty."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path
-
-
-@pytest.fixture
-def filled(tmp_path):
-    """Return a function that puts films of 20 frames at places in a folder, and returns that."""
-    return partial(fill, tmp_path)
-
-
-@pytest.fixture
-def scans(monkeypatch):
-    """Names of the files that were scanned."""
-    names, scan = [], index_cache.scan
-
-    def counted(path):
-        names.append(path.name)
-        return scan(path)
-
-    monkeypatch.setattr(index_cache, "scan", counted)
-    return names
-
-
-@pytest.fixture
-def quiet():
-    """No warning may come."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.usefixtures("user_cache")
 
 
 class TestCache:

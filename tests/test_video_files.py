@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,7 @@ from tinyvgpt.data.folder import VideoFolder
 SIDE = 16
 FRAMES = 4
 FILM = {"frames": FRAMES, "resolution": SIDE}
-
-
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path_factory, monkeypatch):
-    """The user's cache folder, empty."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path
-
-
-@pytest.fixture
-def filled(tmp_path):
-    """Return a function that puts films of 20 frames at places in a folder, and returns that."""
-    return partial(fill, tmp_path)
+pytestmark = pytest.mark.usefixtures("user_cache")
 
 
 def names(data):

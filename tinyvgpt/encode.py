@@ -106,17 +106,8 @@ def encode_folder(
             f"{data.frames} frames are needed"
         )
     folder, size = Path(folder), ENCODED_AT_A_TIME * SHARD_BATCHES
-    job = {
-        "version": VERSION,
-        **about(data),
-        "clips": clips,
-        "source": source,
-        "first_frames": first_frames,
-        "shard_size": size,
-        "codebook": fingerprint(vqvae.codebook.codes),
-        "vqvae": asdict(vqvae.config),
-    }
-    if _claim(folder, json.loads(json.dumps(job))):  # as JSON gives it back: lists for tuples
+    job = _job(vqvae, data, clips, first_frames, source)
+    if _claim(folder, job):
         return clips
     done, shards = _finished_shards(folder), -(-clips // size)
     device = torch.device(device)
@@ -139,6 +130,21 @@ def encode_folder(
     _write_json(folder / INDEX, {**job, "arrays": sorted(names)})
     (folder / JOB).unlink()
     return clips
+
+
+def _job(vqvae: VQVAE, data: Dataset, clips: int, first_frames: int, source: str) -> dict[str, Any]:
+    """What index.json says of an encoding, as JSON gives it back: lists for tuples."""
+    job = {
+        "version": VERSION,
+        **about(data),
+        "clips": clips,
+        "source": source,
+        "first_frames": first_frames,
+        "shard_size": ENCODED_AT_A_TIME * SHARD_BATCHES,
+        "codebook": fingerprint(vqvae.codebook.codes),
+        "vqvae": asdict(vqvae.config),
+    }
+    return json.loads(json.dumps(job))
 
 
 def check_data(data: Dataset, vqvae: VQVAE) -> None:
@@ -169,7 +175,10 @@ def _claim(folder: Path, job: dict[str, Any]) -> bool:
         if changed:
             differences = ", ".join(f"{n} was {found.get(n)}, is {job[n]}" for n in changed)
             raise ValueError(f"{folder} holds other tokens: {differences}")
-        return path.name == INDEX
+        if path.name == INDEX:
+            (folder / JOB).unlink(missing_ok=True)  # of a process killed in between
+            return True
+        return False
     _write_json(folder / JOB, job)
     return False
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyvgpt.data.windows import Windows, check_split, default_stride, rows_of
+from tinyvgpt.data.windows import SPLITS, Windows, check_split, default_stride, rows_of
 from tinyvgpt.video import resize_crop
 
 if TYPE_CHECKING:
@@ -154,18 +154,20 @@ def _read_split(file: "h5py.File", split: str) -> _Videos:
     """What the file says of a split, checked."""
     held_out = split != "test" and "val_data" not in file
     prefix = "train" if held_out else split
-    data = _dataset(file, f"{prefix}_data", "uint8 (frames, H, W, 1 or 3)")
+    needed = "uint8 (frames, H, W, 1 or 3)"
+    data = _dataset(file, f"{prefix}_data", needed)
     if data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] not in (1, 3):
-        raise _unfit(data, "uint8 (frames, H, W, 1 or 3)")
+        raise _unfit(data, needed)
+    if 0 in data.shape[1:]:
+        raise _unfit(data, "frames of a pixel or more")
     starts = _starts(file, prefix, len(data))
     lengths = np.diff(starts, append=len(data))
     names, labels = _labels(file, prefix, len(starts))
-    actions = file.get(f"{prefix}_actions")
-    if actions is not None and (actions.ndim != 2 or len(actions) != len(data)):
-        raise _unfit(actions, f"float ({len(data)}, A), a row a frame,")
+    has_actions = f"{prefix}_actions" in file
+    if has_actions:
+        _check_actions(file, prefix, len(data))
     rows = rows_of(split, len(starts)) if held_out else np.arange(len(starts))
     labels = None if labels is None else labels[rows]
-    has_actions = actions is not None
     return _Videos(prefix, starts[rows], lengths[rows], data.shape[3], labels, names, has_actions)
 
 
@@ -173,6 +175,8 @@ def _dataset(file: "h5py.File", key: str, needed: str) -> Any:
     if key not in file:
         found = ", ".join(sorted(file)) or "nothing"
         raise ValueError(f"{file.filename} has no {key!r}, {needed}; it holds {found}")
+    if not hasattr(file[key], "dtype"):
+        raise ValueError(f"{file.filename}: {key} is a group, {needed} is needed")
     return file[key]
 
 
@@ -202,21 +206,41 @@ def _starts(file: "h5py.File", prefix: str, frames: int) -> np.ndarray:
     return starts
 
 
+def _check_actions(file: "h5py.File", prefix: str, frames: int) -> None:
+    needed = f"float ({frames}, A), a row a frame,"
+    actions = _dataset(file, f"{prefix}_actions", needed)
+    if actions.ndim != 2 or len(actions) != frames or actions.dtype.kind not in "fiu":
+        raise _unfit(actions, needed)
+
+
 def _labels(
     file: "h5py.File", prefix: str, videos: int
 ) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
     """What labels mean, and each video's; labels without names are called by their numbers."""
-    stored = file.get(f"{prefix}_labels")
-    if stored is None:
+    if f"{prefix}_labels" not in file:
         return None, None
+    needed = f"int64 ({videos},), one a video,"
+    stored = _dataset(file, f"{prefix}_labels", needed)
     if stored.shape != (videos,) or stored.dtype.kind not in "iu":
-        raise _unfit(stored, f"int64 ({videos},), one a video,")
+        raise _unfit(stored, needed)
     labels = stored[:].astype(np.int64)
-    if "label_names" in file:
-        names = tuple(file["label_names"].asstr()[:])
-    else:
-        keys = [key for key in file if key.endswith("_labels")]
-        names = tuple(str(i) for i in range(max(int(file[key][:].max()) for key in keys) + 1))
+    names = _label_names(file)
     if labels.min() < 0 or labels.max() >= len(names):
         raise _unfit(stored, f"labels 0 … {len(names) - 1}, not {labels.min()} … {labels.max()},")
     return names, labels
+
+
+def _label_names(file: "h5py.File") -> tuple[str, ...]:
+    """What the file calls its labels, or the numbers up to the largest label of any split."""
+    if "label_names" in file:
+        names = _dataset(file, "label_names", "strings (classes,)")
+        if names.ndim != 1 or names.dtype.kind not in "OS":
+            raise _unfit(names, "strings (classes,)")
+        return tuple(names.asstr()[:])
+    largest = -1
+    for key in (f"{split}_labels" for split in SPLITS if f"{split}_labels" in file):
+        labels = _dataset(file, key, "int64 (videos,)")
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise _unfit(labels, "int64 (videos,)")
+        largest = max(largest, int(labels[:].astype(np.int64).max(initial=-1)))
+    return tuple(str(number) for number in range(largest + 1))
