@@ -82,7 +82,7 @@ def kind_of(archive: Path) -> str:
 def check_tar_member(member: tarfile.TarInfo, archive: Path) -> None:
     """Raises ValueError unless a member is a plain file or folder that stays below the target.
 
-    For whoever streams a tar: `for member in tar: check_tar_member(member, path)`.
+    For whoever streams a tar from a pipe; of a file `tar_members` yields them, checked.
     """
     check_name(member.name, archive)
     kinds = {
@@ -96,19 +96,33 @@ def check_tar_member(member: tarfile.TarInfo, archive: Path) -> None:
         refuse(archive, member.name, kinds.get(member.type, "is of an unknown kind"))
 
 
+def tar_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
+    """Yields the members of a tar, each checked, to its true end.
+
+    To `tarfile` a damaged header in mid-archive is the end, as if no member followed.
+
+    Raises:
+        ValueError: a member is refused.
+        tarfile.ReadError: the tar is cut, or a header is damaged.
+    """
+    for member in tar:
+        check_tar_member(member, archive)
+        yield member
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(
+            f"at byte {tar.offset} is neither a member nor the zeros that close a tar"
+        )
+
+
 def _list_tar(archive: Path) -> list[Member]:
-    members = []
     with tarfile.open(archive) as tar:
-        for member in tar:
-            check_tar_member(member, archive)
-            members.append(Member(member.name, member.size, member.isdir()))
-    return members
+        return [Member(m.name, m.size, m.isdir()) for m in tar_members(tar, archive)]
 
 
 def _unpack_tar(archive: Path, into: Path, bar: tqdm) -> None:
     with tarfile.open(archive) as tar:
-        for member in tar:
-            check_tar_member(member, archive)  # the file may have changed since it was listed
+        for member in tar_members(tar, archive):  # it may have changed since it was listed
             content = None if member.isdir() else tar.extractfile(member)
             _write(content, into / member.name)
             bar.update()

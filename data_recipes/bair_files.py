@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from archives import check_tar_member
+from archives import tar_members
 from tfrecords import read_records, scan_records
 
 SPLITS = ("train", "test")
@@ -99,15 +99,11 @@ def _plain_file(path: Path) -> RecordFile:
 def _members(path: Path) -> Iterator[RecordFile]:
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                check_tar_member(member, path)
+            for member in tar_members(tar, path):
                 name = PurePosixPath(member.name)
                 if member.isreg() and TFRECORD_NAME.fullmatch(name.name):
                     split = _split(name.parent.parts, f"{path}:{name}")
                     yield RecordFile(path, member, split, name.name)
-            tar.fileobj.seek(tar.offset)
-            if not tar.fileobj.read(1):
-                raise tarfile.ReadError("it ends without the blocks of zeros that close it")
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is no TFRecord file (*.tfrecords) and no whole, uncompressed tar: {error}"

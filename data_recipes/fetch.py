@@ -171,11 +171,12 @@ def _try_once(url: str, partial: Partial, expected: Expected, bar: tqdm) -> None
             headers["If-Range"] = partial.version.validator
     with _get(url, headers) as response:
         _check_answer(response, partial)
-        total = _total(response, offset, partial)
+        total = _total(response, offset, partial, expected)
         if expected.size is not None and total not in (None, expected.size):
             raise Refused(f"has {total} bytes, {expected.size} are expected")
         check_space(partial.target.parent, (total or 0) - partial.size, partial.target.name)
         bar.total = total
+        most = expected.size if total is None else total
         body = _body(response)
         first = next(body, b"")
         if response.status_code == 200:
@@ -189,6 +190,8 @@ def _try_once(url: str, partial: Partial, expected: Expected, bar: tqdm) -> None
             with _writing(partial):
                 partial.append(chunk)
             bar.update(partial.size - bar.n)
+            if most is not None and partial.size > most:
+                break  # it may never end
     _check_end(total, partial)
 
 
@@ -212,7 +215,8 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
         raise Refused(f"has no certificate that can be trusted: {_reason(error)}") from None
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Interrupted(f"can't be reached: {_reason(error)}") from None
-    except requests.RequestException as error:
+    # The last two: a mirror redirects to what is no address.
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise Refused(f"can't be fetched: {_reason(error)}") from None
 
 
@@ -235,7 +239,9 @@ def _check_answer(response: requests.Response, partial: Partial) -> None:
         raise Refused(f"sends the file {coding}-encoded though asked not to")
 
 
-def _total(response: requests.Response, offset: int, partial: Partial) -> int | None:
+def _total(
+    response: requests.Response, offset: int, partial: Partial, expected: Expected
+) -> int | None:
     """Bytes of the whole file, by the answer's headers; None if they don't say.
 
     Raises:
@@ -244,12 +250,14 @@ def _total(response: requests.Response, offset: int, partial: Partial) -> int | 
     """
     headers = response.headers
     if response.status_code == 200:
-        if headers.get("Content-Length", "").isdigit():
-            return int(headers["Content-Length"])
+        if re.fullmatch("[0-9]{1,18}", length := headers.get("Content-Length", "").strip()):
+            return int(length)
         if headers.get("Transfer-Encoding", "").lower() == "chunked":
             return None
         raise Refused("doesn't say how long the file is")
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", "").strip())
+    found = re.fullmatch(
+        r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", headers.get("Content-Range", "").strip()
+    )
     version = partial.version
     if not found or int(found[1]) != offset or not offset:
         what = "sends another part than was asked for"
@@ -257,6 +265,12 @@ def _total(response: requests.Response, offset: int, partial: Partial) -> int | 
         what = f"has {found[2]} bytes, it had {version.size}"
     elif not version.same(headers.get("ETag"), headers.get("Last-Modified")):
         what = "has another version than before"
+    elif not (
+        expected.sha256
+        or expected.md5
+        or version.named_by(headers.get("ETag"), headers.get("Last-Modified"))
+    ):
+        what = "doesn't say of which version the rest is"
     else:
         return int(found[2])
     partial.clear()
@@ -267,7 +281,7 @@ def _body(response: requests.Response) -> Iterator[bytes]:
     """The body's bytes as they come."""
     try:
         yield from response.raw.stream(CHUNK, decode_content=False)
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise Interrupted(f"broke off: {_reason(error)}") from None
 
 

@@ -56,7 +56,9 @@ class Filling:
             OSError: the folder can't be written, the disk is full, or another process is at it.
         """
         try:
-            self._steps_file = os.fdopen(os.open(self._steps_path, os.O_RDWR | os.O_CREAT), "r+b")
+            self._steps_file = os.fdopen(
+                os.open(self._steps_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b"
+            )
         except OSError as error:
             raise OSError(f"{self.out.parent} can't be written: {error.strerror}") from None
         try:

@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 
 BACKENDS = ("egl", "osmesa")  # in the order of trying
+PATIENCE = 120  # seconds; a driver that hangs does not work
 PROBE = """
 import mujoco
 context = mujoco.GLContext(64, 64)
@@ -30,14 +31,17 @@ def environment(backend: str) -> dict[str, str]:
 
 def probe(backend: str) -> str | None:
     """The renderer that a back end has here, or None where it can't render."""
-    process = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={**os.environ, **environment(backend)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env={**os.environ, **environment(backend)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     found = [line for line in process.stdout.splitlines() if line.startswith("renderer: ")]
     return found[0].removeprefix("renderer: ") if found and process.returncode == 0 else None
 

@@ -118,6 +118,8 @@ def write_protocol(path: Path, digits: Path | None, clips: int) -> None:
     write = WRITERS.get(path.suffix)
     if write is None:
         raise ValueError(f"{path} should end in {' or '.join(WRITERS)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another name")
     folder = None if digits is None else str(digits)
     data = MovingMNIST("test", frames=FRAMES, resolution=SIDE, digits=folder, size=clips)
     check_space(path.parent, int(1.01 * clips * FRAMES * SIDE**2), path.name)

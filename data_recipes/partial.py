@@ -36,6 +36,10 @@ class Version:
         pairs = ((self.etag, etag), (self.modified, modified))
         return all(mine == theirs for mine, theirs in pairs if mine and theirs)
 
+    def named_by(self, etag: str | None, modified: str | None) -> bool:
+        """Whether an answer with these headers says that it is of this version."""
+        return etag == self.etag is not None or modified == self.modified is not None
+
 
 class Partial:
     """`.NAME.partial` and `.NAME.partial.json` beside a target, open for one process at a time."""

@@ -1,6 +1,7 @@
 """Archives: whole ones come out as they are, hostile and damaged ones write nothing."""
 
 import contextlib
+import gzip
 import io
 import os
 import shutil
@@ -174,6 +175,20 @@ class TestTar:
                 tar.addfile(info, io.BytesIO(os.urandom(100_000)))
         archive.write_bytes(archive.read_bytes()[:50_000])
         refused(archive, place, "damaged, truncated")
+
+    @pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+    def test_members_that_tarfile_would_leave_out(self, tmp_path, place, kind):
+        """To it a damaged header in mid-archive, or a cut before one, is the archive's end."""
+        plain = tar_bytes([*FILES.items()])
+        with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
+            begin = tar.getmembers()[2].offset
+        pack = gzip.compress if kind == "tar.gz" else bytes
+        archive = tmp_path / f"some.{kind}"
+        changed = bytes([plain[begin + 3] ^ 1])
+        archive.write_bytes(pack(plain[: begin + 3] + changed + plain[begin + 4 :]))
+        refused(archive, place, f"damaged, truncated .* at byte {begin} is neither")
+        archive.write_bytes(pack(plain[:begin]))
+        refused(archive, place, f"damaged, truncated .* at byte {begin} is neither")
 
 
 class TestZip:

@@ -172,6 +172,12 @@ def test_tars_that_are_not_whole(tar, tmp_path):
         tar.write_bytes(content[:cut])
         with pytest.raises(ValueError, match=r"made\.tar is no TFRecord file .* uncompressed tar"):
             bair.convert([tar], tmp_path / "bair.h5", "image_aux1")
+    for about in members[1:]:  # to tarfile a damaged header is the end: what follows would be lost
+        damaged = bytearray(content)
+        damaged[about.offset + 3] ^= 1
+        tar.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"made\.tar .* at byte {about.offset} is neither"):
+            bair.convert([tar], tmp_path / "bair.h5", "image_aux1")
     tar.write_bytes(content)
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as packed:
         packed.add(tar, "train/a.tfrecords")

@@ -175,6 +175,21 @@ class TestChanged:
         get(server, target)
         assert target.read_bytes() == OTHER
 
+    def test_a_part_of_no_named_version_is_not_joined(self, server, target):
+        """A server that ignores If-Range, and doesn't say which version its part is of."""
+        broken_off(server, target)
+        server.content, server.if_range = OTHER, False
+        answer = server.answer
+
+        def silent(request):
+            server.etag = None if not server.requests else '"two"'
+            answer(request)
+
+        server.answer = silent
+        get(server, target)
+        assert target.read_bytes() == OTHER
+        assert server.requests == ["bytes=300000-", None]
+
     def test_in_mid_download(self, server, target):
         answer = server.answer
 

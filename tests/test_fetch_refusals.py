@@ -68,6 +68,43 @@ class TestRefused:
         server.length = False
         get_refused(server, target, "doesn't say how long")
 
+    @pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-5"])
+    def test_length_that_is_no_number(self, servers, target, length):
+        mirrors = servers(), servers()
+        mirrors[0].headers = {"Content-Length": length}
+        fetch.fetch([Source(m.url, "never") for m in mirrors], target, progress=False)
+        assert target.read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("address", ["http://[::1", "http://.x.example/", "http://h:99999/"])
+    def test_redirected_to_no_address(self, servers, target, address):
+        mirrors = servers(), servers()
+        mirrors[0].answer = lambda request: (
+            request.send_response(302),
+            request.send_header("Location", address),
+            request.send_header("Content-Length", "0"),
+            request.end_headers(),
+        )
+        get_refused(mirrors[0], target, "can't be fetched")
+        fetch.fetch([Source(m.url, "never") for m in mirrors], target, progress=False)
+        assert target.read_bytes() == CONTENT
+
+    def test_chunk_of_no_length(self, server, target):
+        server.content = b"-5\r\nx"
+        server.headers = {"Transfer-Encoding": "chunked", "Content-Length": None}
+        get_refused(server, target, "broke off")
+
+    def test_more_than_is_expected_is_not_awaited(self, server, target, monkeypatch):
+        """A chunked body names no end."""
+        server.chunked = True
+        arrived = []
+        append = fetch.Partial.append
+        monkeypatch.setattr(
+            fetch.Partial, "append", lambda self, part: (arrived.append(part), append(self, part))
+        )
+        get_refused(server, target, "5 are expected", size=5)
+        assert sum(map(len, arrived)) <= fetch.CHUNK
+        assert left(target) == []
+
     def test_empty(self, server, target):
         server.content = b""
         get_refused(server, target, "empty")

@@ -169,7 +169,9 @@ class TestProtocol:
 
     def test_mistakes(self, run, tmp_path):
         (tmp_path / "file").write_text("x")
+        (tmp_path / "folder.h5").mkdir()
         for words, named in (
+            (("--protocol", tmp_path / "folder.h5", "--clips", 1), "folder.h5 is a folder"),
             (("--protocol", tmp_path / "x.mp4"), "x.mp4 should end in .npy or .h5"),
             (("--protocol", tmp_path / "x.npy", "--clips", 0), "size is 0"),
             (("--protocol", tmp_path / "x.npy", "--mnist", tmp_path), "has no t10k-images"),
@@ -180,7 +182,7 @@ class TestProtocol:
             assert code == 2
             assert line.startswith("moving_mnist.py: ")
             assert named in line
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.h5"]
 
 
 class Mirror(Server):

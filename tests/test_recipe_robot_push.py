@@ -255,6 +255,14 @@ def test_an_egl_without_a_driver_does_not_work(monkeypatch):
         gl_backend.choose("egl")
 
 
+def test_a_driver_that_hangs_does_not_work(tmp_path, monkeypatch):
+    (tmp_path / "mujoco.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(gl_backend, "PATIENCE", 0.5)
+    with pytest.raises(OSError, match="egl doesn't work here; on Debian"):
+        gl_backend.choose("egl")
+
+
 def test_the_hand_goes_where_it_is_told(backend):
     import mujoco
     from push_policy import LOWER, UPPER
