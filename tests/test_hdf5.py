@@ -141,6 +141,23 @@ def replace(name, array):
     return broken(change)
 
 
+def group(name):
+    """A file that has a group where an array should be."""
+
+    def change(file):
+        file.pop(name, None)
+        file.create_group(name)
+
+    return broken(change)
+
+
+def labelled(name, array):
+    """A file with right labels of its test videos, and `array`."""
+    return broken(
+        lambda file: file.update({"test_labels": np.array([0, 1]), name: np.array(array)})
+    )
+
+
 FRAMES = sum(LENGTHS["train"])
 
 
@@ -157,6 +174,14 @@ FRAMES = sum(LENGTHS["train"])
         (replace("train_idx", np.zeros(0, "i8")), "train", "train_idx is empty"),
         (replace("train_actions", np.zeros((3, 4))), "train", "train_actions is float64 .3, 4"),
         (broken(lambda f: f.create_dataset("test_labels", data=[0])), "test", "test_labels is"),
+        (group("train_data"), "train", "train_data is a group, uint8 .*is needed"),
+        (group("train_idx"), "train", "train_idx is a group, int64"),
+        (group("train_actions"), "train", "train_actions is a group, float"),
+        (group("train_labels"), "train", "train_labels is a group, int64"),
+        (replace("train_actions", np.full((FRAMES, 4), b"x")), "train", "train_actions is .S1"),
+        (replace("train_data", np.zeros((FRAMES, 0, 8, 3), "u1")), "train", "frames of a pixel"),
+        (labelled("label_names", [1, 2, 3]), "test", "label_names is int64 .*strings"),
+        (labelled("val_labels", [b"a"]), "test", "val_labels is .S1"),
         (lambda path: path.write_bytes(b"no HDF5 at all"), "train", "is not an HDF5 file"),
         (lambda path: path.write_bytes(b""), "train", "is not an HDF5 file"),
         (write, "training", "split is 'training'"),
