@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from tinyvgpt import GPT, GPTConfig
-from tinyvgpt.bench import record
+from tinyvgpt import GPT, VQVAE, GPTConfig, VQVAEConfig
+from tinyvgpt.bench import data, record
 from tinyvgpt.bench.sampling import ReferenceDecoder, sampling
+from tinyvgpt.data import MovingMNIST
+from tinyvgpt.encode import encode_folder
 from tinyvgpt.sampling import Decoder
 
 SMALL = GPTConfig(latent_shape=(2, 8, 8), codes=32, code_dim=8, width=24, heads=2, layers=2)
@@ -36,6 +38,19 @@ def test_sampling_counts_tokens():
     assert (result["batch"], result["tokens_of_each_clip"]) == (2, 5)
     rates = result["ours_tokens_per_second"], result["reference_tokens_per_second"]
     assert result["ratio"] == pytest.approx(rates[0] / rates[1], rel=0.02)
+
+
+def test_loading_tokens_that_have_no_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "WARM_UP", 0.05)
+    monkeypatch.setattr(data, "LEAST", 0.1)
+    config = VQVAEConfig(
+        channels=1, frames=8, resolution=32, downsample=(4, 8, 8), hidden=8, res_blocks=0
+    )
+    clips = MovingMNIST(frames=8, resolution=32, size=4)
+    encode_folder(VQVAE(config), clips, tmp_path / "train", first_frames=0)
+    result = data.loading(str(tmp_path), batch_size=2, workers=0)
+    assert (result["frames"], result["resolution"]) == (8, 32)
+    assert result["clips_per_second"][str(tmp_path)] > 0
 
 
 def test_record_says_where_it_comes_from(tmp_path):

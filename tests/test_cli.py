@@ -210,6 +210,12 @@ def test_info(model, capsys):
         (["train-vqvae", "--out", "x", "--data", "gone.h5"], "no file or folder 'gone.h5'"),
         (["train-vqvae", "--out", "x", "--sample-fps", "8"], "moving-mnist has no option 'fps'"),
         (["encode", "moving-mnist", "--out", "x"], "--data"),
+        (
+            ["encode", "moving-mnist", "--data", "moving-mnist", "--out", "x", "--device", "mps"],
+            "mps",
+        ),
+        (["look", "robot-push", "--n", "0"], "n is 0, it must be at least 1"),
+        (["reconstruct", "moving-mnist", "--n", "0"], "n is 0, it must be at least 1"),
         (["bench", "coffee"], "no benchmark 'coffee'"),
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,38 @@ def test_bad_folders(tmp_path):
     index.write_text(json.dumps({"version": 7}))
     with pytest.raises(ValueError, match="is of version 7, this package reads 1"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["label-00001.npy", "tokens-00000.npy", "video-00002.npy"])
+def test_what_was_lost_later_is_encoded_again(tmp_path, lost):
+    vqvae, data, folder = fresh_vqvae(), Clips(size=21), tmp_path / "train"
+    encode_folder(vqvae, data, folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / lost).unlink()
+    assert encode_folder(vqvae, data, folder) == 21
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_an_encoding_that_was_stopped_is_no_dataset(tmp_path):
+    folder = tmp_path / "train"
+    encode_folder(fresh_vqvae(), Clips(size=21), folder)
+    (folder / "index.json").rename(folder / ".encoding.json")
+    with pytest.raises(ValueError, match=r"train is not encoded to its end; run the same"):
+        open_dataset(tmp_path)
+
+
+def test_tokens_are_not_encoded_twice(tmp_path):
+    model = fresh_gpt()
+    encode_folder(model.vqvae, Clips(), tmp_path / "train", first_frames=0)
+    tokens = open_dataset(tmp_path)
+    with pytest.raises(ValueError, match="are tokens already"):
+        encode_folder(model.vqvae, tokens, tmp_path / "again")
+    results = []
+    for clips in (0, 100):  # as presets say that train on clips
+        config = replace(QUICK, encode_once=clips)
+        train_gpt(fresh_gpt(), tokens, config, tmp_path / str(clips))
+        results.append((tmp_path / str(clips) / "gpt.safetensors").read_bytes())
+    assert results[0] == results[1]
 
 
 @pytest.mark.gpu

@@ -79,6 +79,8 @@ def test_settings_that_make_no_sense(fields, says):
 def test_unknown_device():
     with pytest.raises(ValueError, match="gpu"):
         TrainConfig(device="gpu").torch_device()
+    with pytest.raises(ValueError, match="'meta', must be auto, cpu or cuda"):
+        TrainConfig(device="meta").torch_device()
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             TrainConfig(device="cuda").torch_device()

@@ -22,14 +22,21 @@ from tqdm import tqdm
 
 from tinyvgpt import video
 from tinyvgpt.data import Dataset, batches
-from tinyvgpt.data.tokens import INDEX, VERSION, Tokens, open_shard, shard_path
+from tinyvgpt.data.tokens import (
+    INDEX,
+    JOB,
+    VERSION,
+    TokenFolder,
+    Tokens,
+    open_shard,
+    shard_path,
+)
 from tinyvgpt.store import write_atomically
 from tinyvgpt.videogpt import evaluating
 from tinyvgpt.vqvae import VQVAE
 
 ENCODED_AT_A_TIME = 64  # clips
 SHARD_BATCHES = 64  # batches in a shard: 4,096 clips
-JOB = ".encoding.json"  # index.json of a job that isn't done
 
 
 def fingerprint(codes: Tensor) -> str:
@@ -94,10 +101,12 @@ def encode_folder(
         The number of clips in the folder.
 
     Raises:
-        ValueError: the data doesn't fit the tokenizer, or the folder holds tokens of other clips or
-            of another tokenizer (says what differs).
+        ValueError: the data doesn't fit the tokenizer or are tokens already, or the folder holds
+            tokens of other clips or of another tokenizer (says what differs).
         OSError: writing fails; finished shards stay.
     """
+    if isinstance(data, Tokens | TokenFolder):
+        raise ValueError("the data are tokens already; clips are needed")
     check_data(data, vqvae)
     clips = len(data) if clips is None else min(clips, len(data))
     if clips < 1 or not 0 <= first_frames <= data.frames:
@@ -105,30 +114,21 @@ def encode_folder(
             f"clips is {clips} and first_frames {first_frames}, at least 1 clip and 0 … "
             f"{data.frames} frames are needed"
         )
-    folder, size = Path(folder), ENCODED_AT_A_TIME * SHARD_BATCHES
+    folder = Path(folder)
     job = _job(vqvae, data, clips, first_frames, source)
-    if _claim(folder, job):
+    indexed = _claim(folder, job)
+    done = _finished_shards(folder, indexed or ["tokens"])
+    if indexed and done * job["shard_size"] >= clips:
         return clips
-    done, shards = _finished_shards(folder), -(-clips // size)
-    device = torch.device(device)
     start = done * SHARD_BATCHES
     stream = batches(
         data, ENCODED_AT_A_TIME, start=start, shuffle=False, workers=workers, device=device
     )
-    names: list[str] = []
-    with (
-        tqdm(total=clips, initial=min(done * size, clips), unit="clip", desc="encoding") as bar,
-        torch.no_grad(),
-        evaluating(vqvae.to(device)),
-    ):
-        for number in range(done, shards):
-            rows = min(size, clips - number * size)
-            arrays = _shard(vqvae, stream, rows, first_frames, bar)
-            _write_shard(folder, number, arrays)
-            names = list(arrays)
-    names = names or [path.name.rsplit("-", 1)[0] for path in folder.glob("*-00000.npy")]
+    with torch.no_grad(), evaluating(vqvae.to(device)):
+        _encode_shards(vqvae, stream, folder, done, clips, first_frames)
+    names = [path.name.rsplit("-", 1)[0] for path in folder.glob("*-00000.npy")]
     _write_json(folder / INDEX, {**job, "arrays": sorted(names)})
-    (folder / JOB).unlink()
+    (folder / JOB).unlink(missing_ok=True)
     return clips
 
 
@@ -155,8 +155,8 @@ def check_data(data: Dataset, vqvae: VQVAE) -> None:
             raise ValueError(f"the data has {name} {found}, the model needs {needed}")
 
 
-def _claim(folder: Path, job: dict[str, Any]) -> bool:
-    """Makes the folder this job's; True if the job is done already.
+def _claim(folder: Path, job: dict[str, Any]) -> list[str]:
+    """Makes the folder this job's; the names of the arrays if the job was done once, else none.
 
     Raises:
         ValueError: the folder is another job's.
@@ -177,18 +177,38 @@ def _claim(folder: Path, job: dict[str, Any]) -> bool:
             raise ValueError(f"{folder} holds other tokens: {differences}")
         if path.name == INDEX:
             (folder / JOB).unlink(missing_ok=True)  # of a process killed in between
-            return True
-        return False
+            return found["arrays"]
+        return []
     _write_json(folder / JOB, job)
-    return False
+    return []
 
 
-def _finished_shards(folder: Path) -> int:
-    """How many shards are whole: their tokens, which are renamed last, are there."""
+def _finished_shards(folder: Path, names: list[str]) -> int:
+    """How many shards are whole, up to the first that isn't.
+
+    While encoding, tokens tell, which are renamed last; later on any array may have been lost.
+    """
     number = 0
-    while open_shard(shard_path(folder, "tokens", number)) is not None:
+    while all(open_shard(shard_path(folder, name, number)) is not None for name in names):
         number += 1
     return number
+
+
+def _encode_shards(
+    vqvae: VQVAE,
+    stream: Iterator[dict[str, Tensor]],
+    folder: Path,
+    done: int,
+    clips: int,
+    first_frames: int,
+) -> None:
+    """Encodes and writes shard `done` and those after it, of so many clips in all."""
+    size = ENCODED_AT_A_TIME * SHARD_BATCHES
+    first = done * size
+    with tqdm(total=clips, initial=min(first, clips), unit="clip", desc="encoding") as bar:
+        for number, start in enumerate(range(first, clips, size), done):
+            rows = min(size, clips - start)
+            _write_shard(folder, number, _shard(vqvae, stream, rows, first_frames, bar))
 
 
 def _shard(

@@ -43,7 +43,7 @@ class TrainConfig:
     precision: str = "auto"  # "float32", "bfloat16" (autocast), "auto": bfloat16 on GPUs with it
     device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
     workers: int = 0  # processes that load data
-    encode_once: int = 0  # GPT: train on so many clips, encoded beforehand; 0: new ones each step
+    encode_once: int = 0  # GPT: train on so many clips, encoded first; 0: new ones each step
     seed: int = 0  # of batches, dropout and everything else random
     log_every: int = 25  # steps between lines of log.jsonl
     checkpoint_every: int = 500  # steps between checkpoints
@@ -80,6 +80,8 @@ class TrainConfig:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("device is cuda, but this machine has no CUDA device; use cpu or auto")
+        if name.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"device is {name!r}, must be auto, cpu or cuda")
         try:
             return torch.device(name)
         except RuntimeError:

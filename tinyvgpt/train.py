@@ -119,7 +119,7 @@ def train_gpt(
         check_conditions(clips, model)
     device = config.torch_device()
     model.vqvae.requires_grad_(False).eval().to(device)
-    if config.encode_once:
+    if config.encode_once and not isinstance(data, Tokens | TokenFolder):
         first = gpt_config.cond_frames
         data = encode_dataset(model.vqvae, data, config.encode_once, first, device)
         config = replace(config, workers=0)  # nothing is left to be done by other processes

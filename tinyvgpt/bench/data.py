@@ -39,7 +39,9 @@ def loading(spec: str | None = None, *, batch_size: int = 32, workers: int = 2) 
     """
     about = {"batch_size": batch_size, "workers": workers, "frames": 16, "resolution": 64}
     if spec is not None:
-        return {**about, "clips_per_second": {spec: rate(open_dataset(spec), batch_size, workers)}}
+        data = open_dataset(spec)
+        about |= {"frames": data.frames, "resolution": data.resolution}  # tokens have their own
+        return {**about, "clips_per_second": {spec: rate(data, batch_size, workers)}}
     rates = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -65,7 +67,7 @@ def rate(data: Dataset, batch_size: int, workers: int) -> float:
         next(stream)
     clips, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < LEAST:
-        clips += len(next(stream)["video"])
+        clips += len(next(iter(next(stream).values())))
     del stream  # ends the workers
     return round(clips / elapsed, 1)
 

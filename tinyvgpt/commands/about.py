@@ -16,7 +16,7 @@ from tinyvgpt import __version__, video
 from tinyvgpt.bench import device_name, record
 from tinyvgpt.bench.data import loading
 from tinyvgpt.bench.sampling import sampling
-from tinyvgpt.commands.common import ClipOptions, Name, pick_device
+from tinyvgpt.commands.common import ClipOptions, Name, check_count, pick_device
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
 from tinyvgpt.store import SHIPPED, read_config, resolve
@@ -45,6 +45,7 @@ class Look(ClipOptions):
 
     def run(self) -> None:
         """Counts, and writes the grid."""
+        check_count(self.n)
         data = self.open(self.data, self.split, self.frames, self.resolution)
         chosen = np.linspace(0, len(data) - 1, min(self.n, len(data))).astype(int)
         batch = data.batch(chosen)

@@ -43,6 +43,12 @@ def pick_device(name: str) -> str:
     return str(replace(TrainConfig(), device=name).torch_device())
 
 
+def check_count(n: int) -> None:
+    """Raises ValueError unless n clips make a grid."""
+    if n < 1:
+        raise ValueError(f"n is {n}, it must be at least 1")
+
+
 def read_clip(path: Path, count: int, config: VQVAEConfig, fps: float | None) -> torch.Tensor:
     """The first `count` frames of a video file as uint8 (n, H, W, C), resized for a model."""
     clip = video.read(path, fps=fps, frames=count, resolution=config.resolution)

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from tinyvgpt import VQVAE, VideoGPT, video
-from tinyvgpt.commands.common import ClipOptions, File, Name, pick_device, read_clip
+from tinyvgpt.commands.common import ClipOptions, File, Name, check_count, pick_device, read_clip
+from tinyvgpt.data import TokenFolder
 from tinyvgpt.data.video_files import SUFFIXES
 from tinyvgpt.encode import check_data, encode_folder
 
@@ -102,6 +103,7 @@ class Reconstruct(ClipOptions):
 
     def run(self) -> None:
         """Reconstructs, writes, and prints how close it is."""
+        check_count(self.n)
         vqvae = VQVAE.from_pretrained(self.model)
         config, path = vqvae.config, Path(self.data)
         if path.is_file() and path.suffix.lower() in SUFFIXES:
@@ -109,6 +111,8 @@ class Reconstruct(ClipOptions):
         else:
             data = self.open_for(config, self.data, self.split)
             check_data(data, vqvae)
+            if isinstance(data, TokenFolder):
+                raise ValueError(f"{self.data} holds tokens, clips are needed")
             clips = data.batch(range(min(self.n, len(data))))["video"]
         x = video.to_model(clips)
         decoded = vqvae.decode(vqvae.encode(x)).clamp(-0.5, 0.5)

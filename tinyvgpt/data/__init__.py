@@ -23,7 +23,8 @@ from tinyvgpt.data.folder import VideoFolder
 from tinyvgpt.data.hdf5 import HDF5Clips
 from tinyvgpt.data.moving_mnist import MovingMNIST
 from tinyvgpt.data.robot_push import RobotPush
-from tinyvgpt.data.tokens import INDEX, TokenFolder
+from tinyvgpt.data.tokens import INDEX, JOB, TokenFolder
+from tinyvgpt.data.windows import SPLITS
 
 __all__ = [
     "Dataset",
@@ -101,7 +102,7 @@ def open_dataset(spec: str | os.PathLike, split: str = "train", **options: Any) 
     path = Path(spec)
     if path.is_file() and path.suffix.lower() in HDF5_SUFFIXES:
         return _with_options(HDF5Clips, spec, (spec,), split, options)
-    if path.is_dir() and any(path.glob(f"*/{INDEX}")):
+    if any((path / each / name).is_file() for each in SPLITS for name in (INDEX, JOB)):
         return _open_tokens(spec, split, options)
     if path.is_dir():
         return _with_options(VideoFolder, spec, (spec,), split, options)

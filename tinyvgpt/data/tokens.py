@@ -21,6 +21,7 @@ from torch import Tensor
 from tinyvgpt.data.windows import check_split, checked
 
 INDEX = "index.json"
+JOB = ".encoding.json"  # index.json of an encoding that isn't done
 VERSION = 1  # of the layout of index.json
 KEYS = {
     *("channels", "frames", "resolution", "label_names", "codebook"),
@@ -114,6 +115,10 @@ class TokenFolder:
     def about(self) -> dict[str, Any]:
         """What index.json says."""
         path = Path(self.folder) / self.split / INDEX
+        if not path.is_file() and path.with_name(JOB).is_file():
+            raise ValueError(
+                f"{path.parent} is not encoded to its end; run the same tinyvgpt encode again"
+            )
         if not path.is_file():
             there = sorted(found.parent.name for found in Path(self.folder).glob(f"*/{INDEX}"))
             raise ValueError(
