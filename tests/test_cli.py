@@ -216,6 +216,8 @@ def test_info(model, capsys):
         ),
         (["look", "robot-push", "--n", "0"], "n is 0, it must be at least 1"),
         (["reconstruct", "moving-mnist", "--n", "0"], "n is 0, it must be at least 1"),
+        (["encode", "moving-mnist", "--data", "robot-push", "--out", "x", "--splits"], "is empty"),
+        (["bench", "data", "--batch", "0"], "batch is 0, it must be at least 1"),
         (["bench", "coffee"], "no benchmark 'coffee'"),
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),

@@ -63,7 +63,8 @@ def test_shards_hold_tokens_labels_actions_and_first_frames(tmp_path, workers):
 def test_a_worker_maps_the_files_again(tmp_path):
     encode_folder(fresh_vqvae(), Clips(size=16), tmp_path / "train")
     tokens = TokenFolder(str(tmp_path))
-    assert len(pickle.dumps(tokens)) < 1000
+    tokens.batch(range(16))
+    assert len(pickle.dumps(tokens)) < 3000  # what index.json says, no array
     alone, shared = (batches(tokens, 8, workers=workers) for workers in (0, 1))
     for _ in range(3):
         assert torch.equal(next(alone)["tokens"], next(shared)["tokens"])
@@ -143,6 +144,9 @@ def test_another_job_is_not_mixed_in(tmp_path):
         encode_folder(vqvae, Clips(size=12), tmp_path / "train", source="digits")
     with pytest.raises(ValueError, match="source was digits, is letters"):
         encode_folder(vqvae, Clips(size=20), tmp_path / "train", source="letters")
+    other = Clips("val", size=20)
+    with pytest.raises(ValueError, match=r"holds other tokens: looks was .*, is "):
+        encode_folder(vqvae, other, tmp_path / "train", source="digits")
     with torch.no_grad():
         vqvae.codebook.codes.add_(1)
     with pytest.raises(ValueError, match=r"codebook was .*, is "):

@@ -82,6 +82,8 @@ class Bench:
 
     def run(self) -> None:
         """Times, records and prints."""
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, it must be at least 1")
         if self.what == "sampling":
             device, batch = pick_device(self.device), self.batch or 1
             result = sampling(batch=batch, tokens=self.tokens, device=device)

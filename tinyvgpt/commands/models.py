@@ -145,6 +145,8 @@ class Encode(ClipOptions):
 
     def run(self) -> None:
         """Encodes."""
+        if not self.splits:
+            raise ValueError("--splits is empty, give train, val or test")
         vqvae = VQVAE.from_pretrained(self.model)
         data = {split: self.open_for(vqvae.config, self.data, split) for split in self.splits}
         for split, clips in data.items():
@@ -156,7 +158,7 @@ class Encode(ClipOptions):
                 first_frames=self.first_frames,
                 workers=self.workers,
                 device=pick_device(self.device),
-                source=f"{self.data}, fps {self.sample_fps}, stride {self.stride}",
+                source=f"{Path(self.data)}, fps {self.sample_fps}, stride {self.stride}",
             )
             print(f"{count:,} clips of {split} in {self.out / split}")
 

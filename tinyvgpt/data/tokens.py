@@ -10,7 +10,7 @@ Shapes: n clips · B batch · t h w latent grid · T A actions.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class TokenFolder:
 
     def __post_init__(self) -> None:
         check_split(self.split)
-        _ = self._shards
+        self._check()
 
     @property
     def channels(self) -> int:
@@ -134,30 +134,22 @@ class TokenFolder:
             raise ValueError(f"{path} is of version {found!r}, this package reads {VERSION}")
         return about
 
-    @cached_property
-    def _shards(self) -> dict[str, list[np.ndarray]]:
-        """All arrays, mapped into memory: for each name its shards."""
+    def _check(self) -> None:
+        """Raises ValueError unless all shards are there, as long as they must be."""
         about, folder = self.about, Path(self.folder) / self.split
-        size, clips = about["shard_size"], about["clips"]
-        shards: dict[str, list[np.ndarray]] = {name: [] for name in about["arrays"]}
-        for number, first in enumerate(range(0, clips, size)):
-            for name in about["arrays"]:
-                array = open_shard(shard_path(folder, name, number))
-                if array is None or len(array) != min(size, clips - first):
+        for number, first in enumerate(range(0, about["clips"], about["shard_size"])):
+            for path in (shard_path(folder, name, number) for name in about["arrays"]):
+                array = open_shard(path)
+                rows = min(about["shard_size"], about["clips"] - first)
+                if array is None or len(array) != rows:
                     raise ValueError(
-                        f"{folder} is incomplete: {shard_path(folder, name, number).name} is "
-                        "missing or damaged; run the same tinyvgpt encode again"
+                        f"{folder} is incomplete: {path.name} is missing or damaged; run the same "
+                        "tinyvgpt encode again"
                     )
-                shards[name].append(array)
-        return shards
 
     def __len__(self) -> int:
         """Return the number of clips."""
         return self.about["clips"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets: the arrays are mapped again there, not copied."""
-        return {"folder": self.folder, "split": self.split}
 
     def batch(
         self, indices: Sequence[int] | np.ndarray | Tensor, device: str | torch.device = "cpu"
@@ -169,10 +161,11 @@ class TokenFolder:
             IndexError: an index is out of range.
         """
         shard, row = np.divmod(checked(indices, len(self)), self.about["shard_size"])
-        batch = {}
-        for name, shards in self._shards.items():
-            rows = [shards[s][r] for s, r in zip(shard, row, strict=True)]
-            values = np.stack(rows) if rows else shards[0][:0]
+        folder, batch = Path(self.folder) / self.split, {}
+        for name in self.about["arrays"]:
+            paths = {s: shard_path(folder, name, s) for s in np.unique(shard)}
+            shards = {s: mapped(path, path.stat().st_mtime_ns) for s, path in paths.items()}
+            values = np.stack([shards[s][r] for s, r in zip(shard, row, strict=True)])
             values = values.astype(np.int64) if name == "tokens" else values
             batch[name] = torch.from_numpy(values).to(device)
         return batch
@@ -189,3 +182,9 @@ def open_shard(path: Path) -> np.ndarray | None:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+
+
+@lru_cache(maxsize=256)
+def mapped(path: Path, changed: int) -> np.ndarray:
+    """A version of a shard mapped into memory; not more at once than a process may have open."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)

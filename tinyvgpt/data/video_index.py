@@ -76,13 +76,15 @@ class Timeline:
         A frame fills those before it leaves, give or take what its time is rounded by. The last
         one's end is rounded twice: its beginning is, and its length.
         """
-        leaves = np.append(self.times[1:], self.end).astype(object)  # Python's integers: exact
-        roundings = np.ones(len(leaves), object)
-        roundings[-1] = 2
         per_unit, late = self.unit * rate, rounding(self.tick) * rate  # both in moments
         below = per_unit.denominator * late.denominator
-        above = leaves * (per_unit.numerator * late.denominator)
-        above -= roundings * (late.numerator * per_unit.denominator)
+        scale, slack = per_unit.numerator * late.denominator, late.numerator * per_unit.denominator
+        fits = max(abs(self.end * scale) + 2 * slack, below) < 2**62
+        # Python's integers are exact, whatever their size, and take twenty times as long.
+        leaves = np.append(self.times[1:], self.end).astype(np.int64 if fits else object)
+        roundings = np.ones_like(leaves)
+        roundings[-1] = 2
+        above = leaves * scale - roundings * slack
         return np.maximum.accumulate(-(-above // below)).astype(np.int64)  # rounded up
 
     def to_json(self) -> dict[str, Any]:
