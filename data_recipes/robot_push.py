@@ -34,6 +34,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -216,15 +217,24 @@ def moved(out: Path, split: str, counts: dict[str, int]) -> np.ndarray:
 
 
 def _start_worker() -> None:
-    """In a worker: Ctrl-C is its parent's business, and where that is killed the worker ends."""
+    """In a worker: where its parent is killed it ends."""
     parent = multiprocessing.parent_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Processes that are started meanwhile ignore it from birth: it is their parent's business."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def generate(out: Path, seed: int, counts: dict[str, int], workers: int) -> int:
@@ -243,7 +253,9 @@ def generate(out: Path, seed: int, counts: dict[str, int], workers: int) -> int:
     context = multiprocessing.get_context("spawn")  # OpenGL does not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(places)), context, _start_worker)
     try:
-        made = iter(tqdm(pool.map(partial(make, seed), places), total=len(places), unit="clip"))
+        with _ignoring_ctrl_c():
+            clips = pool.map(partial(make, seed), places)
+        made = iter(tqdm(clips, total=len(places), unit="clip"))
         for part in missing:
             write_part(part, out, islice(made, part.last - part.first + 1))
     except BrokenProcessPool:
