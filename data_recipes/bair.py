@@ -12,15 +12,15 @@ https://storage.googleapis.com/download.tensorflow.org/data/bair_test_traj_0_to_
 The file has, for each split, `{split}_data` uint8 (frames, 64, 64, 3), `{split}_idx` int64 (clips,)
 with the first frame of each clip, `{split}_actions` float32 (frames, 4) and
 `{split}_endeffector_pos` float32 (frames, 3). Records are read where they are in the tar, both
-checksums of each verified; one is in memory at a time: 64 MB at the peak. Interrupted at any
-moment, by Ctrl-C, a kill or a full disk, the same command goes on where it was, and ends with the
-same bytes. 8 GB of such records, from a tar, took 36 s (229 MB/s; two busy cores of an AMD EPYC).
+checksums of each verified; one is in memory at a time, which takes less than 100 MB in all.
+Interrupted at any moment, by Ctrl-C, a kill or a full disk, the same command goes on where it was,
+and ends with the same bytes.
 
-Frames lie one after another, without chunks. So 16 frames from a random start are read 31,600 times
-a second from the page cache, 3,200 times after they were dropped from it; with chunks of 1, 10, 16
-or 30 frames it is 2.3 to 4.1 times slower and 1.4 to 1.8 times, with the chunks that h5py chooses
-itself there are 64 clips a second (`python data_recipes/measure_layouts.py --folder FOLDER` on the
-same machine: one process, 1 GB of clips).
+Frames lie one after another, without chunks. So one process reads 16 frames from a random start
+50,700 times a second from the page cache, 5,500 times after they were dropped from it. With chunks
+of 1, 10, 16 or 30 frames it is 1.9 to 2.6 and 1.4 to 1.9 times slower, with the chunks that h5py
+chooses itself there are 192 clips a second (python data_recipes/measure_layouts.py --folder FOLDER,
+two cores, 1 GB of clips; book/results/hdf5-layouts.json).
 """
 
 import argparse

@@ -6,7 +6,7 @@ writes 1 GB of BAIR-size videos (30 frames of 64×64×3 bytes) into FOLDER, read
 random start of each, in a random order, and deletes the file; for one layout after another. "cold"
 is after the file was dropped from the page cache (below a virtual machine there may be another
 cache), "warm" is from the page cache. One process reads, one clip at a time, with h5py's default
-settings. bair.py writes the layout that wins.
+settings. bair.py writes the layout that wins. The figures go to book/results/hdf5-layouts.json.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import h5py
 import numpy as np
 import recipe
 from fetch import check_space
+
+from tinyvgpt.bench import record
 
 FRAMES, IMAGE, CLIP = 30, (64, 64, 3), 16  # of a video, of a frame, of the clip that is read
 LAYOUTS = {  # name: shape of a chunk, and its compression
@@ -78,11 +80,13 @@ def warm_up(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where 1 GB is free")
+    parser.add_argument("--out", type=Path, default=Path("book/results"), help="for the record")
     parser.add_argument("--videos", type=int, default=2_700, help="written, of 0.37 MB each")
     options = parser.parse_args()
     size = options.videos * FRAMES * int(np.prod(IMAGE))
     check_space(options.folder, size, "the file that is measured")
     print(f"{'layout':20}{'cold':>12}{'warm':>12}   clips of {CLIP} frames a second")
+    rates = {}
     for layout in LAYOUTS:
         path = options.folder / "layout.h5"
         try:
@@ -94,6 +98,10 @@ def main() -> None:
         finally:
             path.unlink(missing_ok=True)
         print(f"{layout:20}{cold:12,.0f}{warm:12,.0f}", flush=True)
+        rates[layout] = {"cold": round(cold), "warm": round(warm)}
+    about = {"videos": options.videos, "frames": FRAMES, "frames_of_a_clip": CLIP}
+    command = "python data_recipes/measure_layouts.py --folder FOLDER"
+    record({**about, "clips_per_second": rates}, "hdf5-layouts", command, options.out)
 
 
 if __name__ == "__main__":

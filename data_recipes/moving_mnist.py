@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from fetch import Source, check_space, fetch
-from recipe import run
+from recipe import replacing, run
 from tqdm import tqdm
 
 from tinyvgpt.data import MovingMNIST, mnist
@@ -62,9 +62,8 @@ def write_npy(path: Path, data: MovingMNIST) -> None:
 
     It takes seconds, so a run that was interrupted is not continued but repeated.
     """
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        with unfinished.open("wb") as file:
+        with replacing(path) as file:
             shape = (data.frames, len(data), SIDE, SIDE)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -73,13 +72,8 @@ def write_npy(path: Path, data: MovingMNIST) -> None:
                 for frame in range(data.frames):
                     file.seek(begin + (frame * len(data) + first) * SIDE**2)
                     file.write(video[:, frame].tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_h5(path: Path, data: MovingMNIST) -> None:

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import gl_backend
 import numpy as np
-from recipe import run
+from recipe import replacing, run
 from tfrecords import encode_example, read_records, write_records
 from tqdm import tqdm
 
@@ -170,18 +170,9 @@ def write_part(part: Part, out: Path, made: Iterable[tuple[bytes, np.ndarray]]) 
         path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, np.stack(tracks))
-    replace(part.paths(out)[1], content.getvalue())
+    with replacing(part.paths(out)[1]) as file:
+        file.write(content.getvalue())
     write_records(part.paths(out)[0], records)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def claim(out: Path, settings: dict) -> None:
@@ -194,7 +185,8 @@ def claim(out: Path, settings: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, indent=2) + "\n"
     if not path.exists():
-        replace(path, text.encode())
+        with replacing(path) as file:
+            file.write(text.encode())
         return
     try:
         before = json.loads(path.read_text())

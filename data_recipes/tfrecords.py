@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+from recipe import replacing
 
 HEADER = struct.Struct("<QI")  # length of the data, masked checksum of that length
 FOOTER = struct.Struct("<I")  # masked checksum of the data
@@ -43,19 +44,12 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
     Raises:
         OSError: if writing fails; a file that was at `path` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            for record in records:
-                length = struct.pack("<Q", len(record))
-                file.write(HEADER.pack(len(record), masked_crc(length)))
-                file.write(record)
-                file.write(FOOTER.pack(masked_crc(record)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        for record in records:
+            length = struct.pack("<Q", len(record))
+            file.write(HEADER.pack(len(record), masked_crc(length)))
+            file.write(record)
+            file.write(FOOTER.pack(masked_crc(record)))
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:

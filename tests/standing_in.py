@@ -66,3 +66,12 @@ def put_bsdtar(folder):
     tool = folder / "bsdtar"
     tool.write_text(FAKE.format(python=sys.executable))
     tool.chmod(0o755)
+
+
+def tree(folder):
+    """The bytes of every file in a folder, by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from standing_in import put_bsdtar, stand_in_rar, tar_bytes
+from standing_in import put_bsdtar, stand_in_rar, tar_bytes, tree
 from writing_rar import HARD_LINK, SYMLINK, member, write_rar
 
 pytest.importorskip("requests", reason="recipes need the extra: pip install 'tinyvgpt[data]'")
@@ -53,14 +53,6 @@ def zip_of(path, members):
             info.create_system, info.external_attr = 3, mode << 16
             file.writestr(info, content)
     return path
-
-
-def tree(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture

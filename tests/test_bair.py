@@ -23,22 +23,11 @@ from bair_clips import (
     expected,
     features_of,
     make_clip,
-    make_folder,
-    make_tar,
     write_clips,
 )
 from serving import Server
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bair")
-    return folder, make_folder(folder)
-
-
-@pytest.fixture
-def tar(made, tmp_path):
-    return make_tar(made[0], tmp_path / "made.tar")
+pytest_plugins = ("bair_fixtures",)
 
 
 @pytest.mark.parametrize("camera", CAMERAS)

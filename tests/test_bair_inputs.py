@@ -15,22 +15,11 @@ from bair_clips import (
     expected,
     features_of,
     make_clip,
-    make_folder,
-    make_tar,
     start,
     write_clips,
 )
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bair")
-    return folder, make_folder(folder)
-
-
-@pytest.fixture
-def tar(made, tmp_path):
-    return make_tar(made[0], tmp_path / "made.tar")
+pytest_plugins = ("bair_fixtures",)
 
 
 def without(key):

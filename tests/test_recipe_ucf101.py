@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from serving import Server
-from standing_in import put_bsdtar, stand_in_rar, tar_bytes
+from standing_in import put_bsdtar, stand_in_rar, tar_bytes, tree
 from writing_rar import member, write_rar
 
 pytest.importorskip("requests", reason="recipes need the extra: pip install 'tinyvgpt[data]'")
@@ -65,14 +65,6 @@ def write_lists(path, change=None):
             if text is not None:
                 file.writestr(f"ucfTrainTestlist/{name}", text)
     return path
-
-
-def tree(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
