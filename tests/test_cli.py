@@ -1,6 +1,8 @@
 """The commands as a user types them, in process; mistakes end with exit code 2 and one line."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -105,6 +107,26 @@ def test_own_videos_from_looking_to_reconstructing(model, tmp_path, capsys):
     one = ["--data", films / "0.mp4", "--sample-fps", 12]
     assert run("reconstruct", model, *one, "--out", out) == 0
     assert len(video.read(out)) == 8
+
+
+def test_a_warning_is_one_line(tmp_path):
+    fine = open_dataset("moving-mnist", "val", frames=16).batch([0])["video"]
+    video.write(tmp_path / "fine.mp4", fine, fps=8)
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    words = ["look", tmp_path, "--out", tmp_path.with_suffix(".gif")]
+    command = [sys.executable, "-m", "tinyvgpt.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"tinyvgpt: {tmp_path / 'broken.mp4'} is skipped: ")
+
+
+def test_as_many_classes_as_the_data_have(model, tmp_path, capsys):
+    train = ["--vqvae", model, "--out", tmp_path / "run", *TRAIN, "--train.preview-every", 0]
+    small = ["--gpt.width", 24, "--gpt.layers", 1, "--gpt.classes", 3, "--by-class"]
+    assert run("train-gpt", *train, *small) == 0
+    assert VideoGPT.from_pretrained(tmp_path / "run").gpt.config.classes == 55
+    assert run("train-gpt", *train, *small, "--data", "robot-push", "--stride", 5) == 2
+    assert "--by-class: robot-push has no classes" in capsys.readouterr().err
 
 
 def test_train_both_stages_from_a_preset(tmp_path, capsys):

@@ -137,6 +137,18 @@ def test_finished_shards_are_not_encoded_again(tmp_path, monkeypatch):
     assert not calls
 
 
+def test_a_shard_s_tokens_are_renamed_last(tmp_path, monkeypatch):
+    """A shard that has them is taken for whole, wherever a kill came."""
+    orders, write = [], encode.write_atomically
+    monkeypatch.setattr(
+        encode, "write_atomically", lambda files: orders.append([*files]) or write(files)
+    )
+    encode_folder(fresh_vqvae(), Clips(size=8, actions=2), tmp_path / "train")
+    (shard,) = (order for order in orders if len(order) > 1)
+    assert len(shard) == 4
+    assert shard[-1].name == "tokens-00000.npy"
+
+
 def test_another_job_is_not_mixed_in(tmp_path):
     vqvae = fresh_vqvae()
     encode_folder(vqvae, Clips(size=20), tmp_path / "train", source="digits")

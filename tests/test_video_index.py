@@ -1,6 +1,7 @@
 """The index of a video file's frames, and clips decoded with it: the same as decoding it all."""
 
 import json
+import math
 import struct
 import wave
 from contextlib import contextmanager
@@ -293,6 +294,18 @@ def test_samples_against_their_definition(gaps, tick, fps):
             frame += 1
     assert timeline.samples(rate) == len(expected)
     assert timeline.frames_at(0, len(expected), rate).tolist() == expected
+
+
+def test_long_videos_in_fine_ticks_are_exact():
+    """Weeks in nanoseconds times 30000/1001 are more than 64 bits."""
+    tick, rate, days = Fraction(1, 10**9), video.frame_rate(29.97), 10 * 86_400 * 10**9
+    timeline = Timeline(tick, 0, tick, ((days, 2),), 3 * days, ())
+    moments = [(end * days * tick - tick / 2 * end_rounding) * rate for end, end_rounding in (
+        (1, 1), (2, 1), (3, 2),
+    )]  # fmt: skip
+    assert timeline.samples(rate) == math.ceil(moments[2])
+    second = math.ceil(moments[0])  # the first sample that shows the second frame
+    assert timeline.frames_at(second - 1, 2, rate).tolist() == [0, 1]
 
 
 class TestBadFiles:
