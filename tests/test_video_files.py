@@ -46,7 +46,7 @@ class TestSplitsAndClasses:
         root = str(filled("a.mp4", "b.MP4", ".hidden.mp4", "notes.txt", ".trash/c.mp4"))
         assert names(VideoFolder(root, **FILM)) == ["a.mp4"]
         assert names(VideoFolder(root, "val", **FILM)) == ["b.MP4"]
-        with pytest.raises(ValueError, match=r"has no test/, its videos are for training"):
+        with pytest.raises(ValueError, match=r"has no test/, its videos are for train and val"):
             VideoFolder(root, "test", **FILM)
 
     def test_classes(self, filled):

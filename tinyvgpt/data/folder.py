@@ -204,7 +204,7 @@ def _open(folder: Path, split: str) -> _Videos:
     source = "train" if held_out else split
     if source not in files.splits:
         found = (
-            f"only {'/, '.join(files.splits)}/" if files.depth else "its videos are for training"
+            f"only {'/, '.join(files.splits)}/" if files.depth else "its videos are for train and val"
         )
         raise ValueError(f"{folder} has no {source}/, {found}")
     listed = files.splits[source]
