@@ -203,9 +203,8 @@ def _open(folder: Path, split: str) -> _Videos:
     held_out = split != "test" and "val" not in files.splits
     source = "train" if held_out else split
     if source not in files.splits:
-        found = (
-            f"only {'/, '.join(files.splits)}/" if files.depth else "its videos are for train and val"
-        )
+        listed = f"only {'/, '.join(files.splits)}/"
+        found = listed if files.depth else "its videos are for train and val"
         raise ValueError(f"{folder} has no {source}/, {found}")
     listed = files.splits[source]
     if not listed:
