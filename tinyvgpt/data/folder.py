@@ -203,9 +203,9 @@ def _open(folder: Path, split: str) -> _Videos:
     held_out = split != "test" and "val" not in files.splits
     source = "train" if held_out else split
     if source not in files.splits:
-        listed = f"only {'/, '.join(files.splits)}/"
-        found = listed if files.depth else "its videos are for train and val"
-        raise ValueError(f"{folder} has no {source}/, {found}")
+        there = f"only {'/, '.join(files.splits)}/"
+        there = there if files.depth else "its videos are for train and val"
+        raise ValueError(f"{folder} has no {source}/, {there}")
     listed = files.splits[source]
     if not listed:
         place = folder / source if files.depth else folder
