@@ -209,7 +209,11 @@ def test_gpt_dropout():
     for fields in ({"dropout": 0.5}, {"attn_dropout": 0.5}):
         config = GPTConfig(**{**SMALL_GPT.__dict__, **fields})
         for attention in ("mask", "sdpa"):
-            gpt = original_gpt(config, attention=attention, checkpointing=False)
+            gpt, calls = original_gpt(config, attention=attention, checkpointing=False), []
+            for net in gpt.attn_stack.attn_nets:
+                net.dropout.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            gpt(tokens)
+            assert len(calls) == 2 * config.layers  # of attentions and MLPs
             assert not torch.equal(gpt(tokens), gpt(tokens))
             assert torch.equal(gpt.eval()(tokens), gpt(tokens))
 
@@ -249,15 +253,18 @@ def test_nothing_is_recomputed_in_evaluation():
     calls = []
     gpt = original_gpt().eval()
     for net in gpt.attn_stack.attn_nets:
-        net.attn.fc.register_forward_hook(lambda *_: calls.append(1))
+        for part in (net.attn.fc, net.fc_block):
+            part.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    once = SMALL_GPT.layers * ["Linear", "Sequential"]
     gpt.loss(random_tokens()).backward()
-    assert len(calls) == SMALL_GPT.layers
+    assert calls == once
+    calls.clear()
     gpt.train().loss(random_tokens()).backward()
-    assert len(calls) == 3 * SMALL_GPT.layers
+    assert sorted(calls) == sorted(2 * once)
 
 
 def test_promotions_under_autocast():
-    """Where the original is float32 under autocast: quantised vectors, the residual stream."""
+    """Where the original is float32 under autocast: quantised vectors, residual stream, norms."""
     dtypes = {}
 
     def note(name):
@@ -269,6 +276,8 @@ def test_promotions_under_autocast():
     gpt.attn_stack.attn_nets[1].attn.fc.register_forward_hook(note("attention"))
     vqvae.codebook.register_forward_hook(note("encoder"))
     vqvae.post_vq_conv.register_forward_hook(note("quantised"))
+    norm, x = gpt.norm, torch.randn(5, 24).bfloat16()
+    assert torch.equal(norm(x), norm(x.float()).bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         gpt.loss(random_tokens())
         vqvae(torch.rand(2, 3, 8, 8, 8) - 0.5)
