@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from processes import run_processes
 from torch.testing import assert_close
 
 from tinyvgpt import codebook as module
 from tinyvgpt.codebook import Codebook
+from tinyvgpt.distributed import rank, world_size
 
 
 @pytest.fixture(autouse=True)
@@ -73,16 +75,17 @@ def test_nearest_code_in_chunks(monkeypatch):
     assert torch.equal(book.lookup(book.encode(z)), book.codes[nearest].view(2, 3, 4, 5, 8))
 
 
-def test_no_assignment_matrix_is_kept():
-    """Nothing as large as (vectors, codes) is saved for the backward pass."""
-    book, sizes = Codebook(256, 4), []
+def test_no_matrix_of_vectors_and_codes_is_kept():
+    """What is saved for the backward pass is a few times z, whatever the number of codes."""
+    book, saved = Codebook(256, 4), []
     z = torch.randn(1, 4, 4, 16, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
+        lambda t: (saved.append(t.numel() * t.element_size()), t)[1], lambda t: t
     ):
         out = book(z)
         (out.vectors.square().sum() + out.commitment_loss).backward()
-    assert 0 < max(sizes) <= z.numel() < 1024 * 256
+    size = z.numel() * z.element_size()
+    assert size <= sum(saved) <= 4 * size < 1024 * 256 * 4
 
 
 def test_first_batch_gives_the_codes():
@@ -216,3 +219,152 @@ def test_autocast_leaves_it_in_float32():
         out = book.train()(z.bfloat16())
     assert out.vectors.dtype == out.commitment_loss.dtype == book.codes.dtype == torch.float32
     assert book.codes.isfinite().all()
+
+
+def state_of(book):
+    return {name: value.clone() for name, value in book.state_dict().items()}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_batch_that_is_not_finite_moves_nothing(value):
+    book, rows = dying()
+    before = state_of(book)
+    spoilt = rows.clone()
+    spoilt[5:7] = value  # two of 3e38 are finite, their sum isn't
+    book(as_video(spoilt))
+    assert all(torch.equal(new, before[name]) for name, new in state_of(book).items())
+    book(as_video(rows))
+    assert not torch.equal(book.codes, before["codes"])
+    assert all(new.isfinite().all() for new in state_of(book).values())
+
+
+def test_a_first_batch_that_is_not_finite_initialises_nothing():
+    book, rows = Codebook(8, 4), torch.randn(64, 4)
+    spoilt = rows.clone()
+    spoilt[:, 2] = math.nan
+    before = state_of(book)
+    book(as_video(spoilt))
+    assert all(torch.equal(new, before[name]) for name, new in state_of(book).items())
+    book.decay = 1.0
+    book(as_video(rows))
+    assert (book.codes[:, None] == rows[None]).all(-1).any(1).all()
+
+
+def test_compiled_graphs_leave_it_out():
+    """A compiled function around a codebook moves it as without compiling, itself uncompiled."""
+    books, z, graphs = (Codebook(8, 4), Codebook(8, 4)), as_video(torch.randn(64, 4)), []
+    books[1].load_state_dict(books[0].state_dict())
+
+    def collect(graph, _):
+        graphs.append(graph.code)
+        return graph
+
+    compiled = torch.compile(lambda x: books[1](2 * x).vectors + 1, backend=collect)
+    for step in range(2):
+        torch.manual_seed(step)
+        expected = books[0](2 * z).vectors + 1
+        torch.manual_seed(step)
+        assert torch.equal(compiled(z), expected)
+    assert torch.equal(books[0].codes, books[1].codes)
+    assert len(graphs) == 2, "one before it, one after it"
+    assert not any("argmin" in code for code in graphs)
+
+
+def share(rows):
+    """This process's part of (M, D) vectors; the halves differ in length."""
+    if world_size() == 1:
+        return as_video(rows)
+    return as_video(rows[: len(rows) // 3] if rank() == 0 else rows[len(rows) // 3 :])
+
+
+def settled():
+    """A codebook none of whose codes dies soon, and batches for it."""
+    book = Codebook(16, 4, decay=0.9)
+    book.count.fill_(50.0)
+    book.total.copy_(50 * book.codes)
+    return book, [torch.randn(300, 4) for _ in range(4)]
+
+
+def without_chance():
+    """Some steps in which nothing is drawn: the state after each, and what each gave."""
+    torch.manual_seed(0)
+    book, stream = settled()
+    steps = []
+    for rows in stream:
+        out = book(share(rows))
+        steps.append((state_of(book), {n: v for n, v in out._asdict().items() if n != "vectors"}))
+    return steps
+
+
+def in_two_processes():
+    """What each of two processes gets; their own random numbers differ."""
+    found = {"settled": without_chance()}
+    torch.manual_seed(rank())
+    book = Codebook(16, 4)  # differs between them
+    spoilt = torch.full((64, 4), math.nan) if rank() == 0 else torch.randn(64, 4)
+    book(as_video(spoilt))
+    found["spoilt at first"] = (book._initialised, state_of(book))
+    first = torch.randn(64, 4)
+    book(as_video(first))
+    found["first"], found["start"] = first, state_of(book)
+    found["restarts"] = []
+    for number in range(4):
+        book.count[number::4] = 0.5  # these die
+        rows = torch.randn(64, 4)
+        if number == 2 and rank() == 1:
+            rows[7, 1] = math.inf
+        book(as_video(rows))
+        found["restarts"].append((rows, state_of(book)))
+    book.eval()
+    found["alone"] = book(as_video(first)).perplexity if rank() == 0 else None
+    return found
+
+
+@pytest.fixture(scope="module")
+def processes():
+    return run_processes(in_two_processes, 2)
+
+
+def test_two_processes_move_it_as_one_with_the_whole_batch(processes):
+    first, second = (found["settled"] for found in processes)
+    for (state, out), (a, out_a), (b, out_b) in zip(without_chance(), first, second, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in state)
+        assert_close(a, state)
+        tokens = torch.cat([out_a["tokens"], out_b["tokens"]], -1)
+        assert torch.equal(tokens, out["tokens"])
+        for name in ("perplexity", "used"):
+            assert torch.equal(out_a[name], out_b[name])
+            assert_close(out_a[name], out[name])
+        losses = out_a["commitment_loss"] / 3 + out_b["commitment_loss"] * 2 / 3
+        assert out_a["commitment_loss"] != out_b["commitment_loss"]
+        assert_close(losses, out["commitment_loss"])
+
+
+def same(states):
+    first, second = states
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_two_processes_start_with_the_same_codes(processes):
+    assert [found["spoilt at first"][0] for found in processes] == [False, False]
+    assert same(found["spoilt at first"][1] for found in processes)
+    assert processes[0]["spoilt at first"][1]["count"].sum() == 0
+    assert same(found["start"] for found in processes)
+    codes, rows = processes[0]["start"]["codes"], processes[0]["first"]
+    assert torch.cdist(codes, rows).min(1).values.median() < 0.2, "near rank 0's vectors"
+
+
+def test_two_processes_restart_the_same_codes(processes):
+    before = processes[0]["start"]["codes"]
+    for number in range(4):
+        (rows, state), (_, other) = (found["restarts"][number] for found in processes)
+        assert same((state, other))
+        restarted = (state["codes"][:, None] == rows[None]).all(-1).any(1)
+        spoilt = number == 2  # by rank 1
+        assert restarted[number::4].all() != spoilt
+        assert torch.equal(state["codes"], before) == spoilt
+        before = state["codes"]
+
+
+def test_evaluation_needs_no_other_process(processes):
+    assert processes[0]["alone"] > 1

@@ -3,15 +3,22 @@
 Chapter 04 builds this file. Source: van den Oord et al. 2017, §3.2 and appendix A.1, with
 VideoGPT's first-batch initialisation and its restarts of unused codes.
 
+With several processes the codebook moves by the batch of all of them together, and stays the same
+to the bit in all: what is all-reduced has the same bits everywhere, and all compute the same from
+it.
+
 Shapes: B batch · t h w latent grid · M = B·t·h·w vectors · K codes · D code dim.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from tinyvgpt.distributed import rank, world_size
 
 ROWS_AT_A_TIME = 16384  # vectors compared with all codes at once: bounds the (rows, K) distances
 # An unused restarted code lasts ln 2 / (1 - decay) ≈ 69 updates before the next restart.
@@ -26,6 +33,7 @@ class Quantized(NamedTuple):
     commitment_loss: Tensor  # scalar, commitment · MSE(z, codes)
     perplexity: Tensor  # scalar in [1, K], exp of the entropy of this batch's code usage
     used: Tensor  # scalar in [0, 1], share of the codes that this batch uses
+    # In training with several processes, perplexity and used are of all their batches together.
 
 
 class Codebook(nn.Module):
@@ -50,25 +58,27 @@ class Codebook(nn.Module):
         # A cache of `count.any()`, so that training doesn't wait for the device.
         self._initialised = False
 
+    # Sizes of the update and whether it initialises depend on data, and torch.compile would compile
+    # a graph for each; nothing here gets faster by it.
+    @torch.compiler.disable
     def forward(self, z: Tensor) -> Quantized:
         """Quantises z (B, D, t, h, w); in training mode also moves the codes towards z.
 
-        The batch is quantised with the codes from before their update.
+        The batch is quantised with the codes from before their update. In training all processes
+        must call it, in the same order; in evaluation each is on its own.
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             flat = rearrange(z.detach(), "b d t h w -> (b t h w) d")
             if self.training and not self._initialised:
-                self._initialised = bool(self.count.any())
-                if not self._initialised:
-                    self._initialise(flat)
+                self._start(flat)
             tokens = self._nearest(flat)
             usage = torch.zeros_like(self.count).index_add_(0, tokens, torch.ones_like(flat[:, 0]))
             tokens_grid = tokens.view(z.shape[0], *z.shape[2:])
             vectors = self.lookup(tokens_grid).movedim(-1, 1)
             loss = self.commitment * F.mse_loss(z, vectors)
             if self.training:
-                self._update(flat, tokens, usage)
+                usage = self._update(flat, tokens, usage)
             p = usage / usage.sum()
             perplexity = torch.exp(-torch.xlogy(p, p).sum())
             straight_through = z + (vectors - z).detach()
@@ -102,25 +112,64 @@ class Codebook(nn.Module):
         return flat[torch.randperm(len(flat), device=flat.device)[:k]]
 
     @torch.no_grad()
-    def _initialise(self, flat: Tensor) -> None:
-        """Sets the codes to vectors of the first batch."""
-        self.codes.copy_(self._candidates(flat))
-        self.total.copy_(self.codes)
-        self.count.fill_(1.0)
-        self._initialised = True
+    def _start(self, flat: Tensor) -> None:
+        """Takes rank 0's codebook, and initialises it with the first batch if it is untrained."""
+        if world_size() > 1:
+            for buffer in (self.codes, self.count, self.total):
+                dist.broadcast(buffer, 0)
+        self._initialised = bool(self.count.any())
+        if not self._initialised:
+            self._initialise(flat)
 
     @torch.no_grad()
-    def _update(self, flat: Tensor, tokens: Tensor, usage: Tensor) -> None:
-        """Moves the codebook by one batch (van den Oord et al. 2017, A.1); restarts dead codes."""
-        total = torch.zeros_like(self.total).index_add_(0, tokens, flat)
-        self.count.lerp_(usage, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
-        n = self.count.sum()
-        smoothed = (self.count + 1e-7) / (n + len(self.count) * 1e-7) * n  # no division by zero
-        self.codes.copy_(self.total / smoothed[:, None])
-        # A restarted code gets a count and a sum of its own, or the next update would undo it.
-        dead = self.count < 1
+    def _initialise(self, flat: Tensor) -> None:
+        """Sets the codes to vectors of rank 0's first batch whose vectors are finite."""
         fresh = self._candidates(flat)
-        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
-        self.total.copy_(torch.where(dead[:, None], RESTARTED_COUNT * fresh, self.total))
-        self.count.masked_fill_(dead, RESTARTED_COUNT)
+        if world_size() > 1:
+            dist.broadcast(fresh, 0)
+        if fresh.isfinite().all():
+            self.codes.copy_(fresh)
+            self.total.copy_(fresh)
+            self.count.fill_(1.0)
+            self._initialised = True
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, tokens: Tensor, usage: Tensor) -> Tensor:
+        """Moves the codebook by one batch (van den Oord et al. 2017, A.1); restarts dead codes.
+
+        A batch with a vector that isn't finite, in whichever process, moves nothing: it would
+        stay in the moving averages for good.
+
+        Returns:
+            usage (K,), of all processes' batches.
+        """
+        total = torch.zeros_like(self.total).index_add_(0, tokens, flat)
+        usage, total, fresh = self._reduced(usage, total, flat)
+        finite = total.isfinite().all()  # on the device: training doesn't wait for it
+        count, total = (
+            self.count.lerp(usage, 1 - self.decay),
+            self.total.lerp(total, 1 - self.decay),
+        )
+        n = count.sum()
+        smoothed = (count + 1e-7) / (n + len(count) * 1e-7) * n  # no division by zero
+        # A restarted code gets a count and a sum of its own, or the next update would undo it.
+        dead = count < 1
+        codes = torch.where(dead[:, None], fresh, total / smoothed[:, None])
+        total = torch.where(dead[:, None], RESTARTED_COUNT * fresh, total)
+        count = count.masked_fill(dead, RESTARTED_COUNT)
+        for buffer, moved in ((self.codes, codes), (self.total, total), (self.count, count)):
+            buffer.copy_(torch.where(finite, moved, buffer))
+        return usage
+
+    def _reduced(self, usage: Tensor, total: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Usage (K,) and sums (K, D) over all processes, and rank 0's candidates (K, D).
+
+        In one operation: the others' share of the candidates is zeros.
+        """
+        if world_size() == 1:
+            return usage, total, self._candidates(flat)
+        fresh = self._candidates(flat) if rank() == 0 else torch.zeros_like(total)
+        joint = torch.cat([usage[:, None], total, fresh], dim=1)
+        dist.all_reduce(joint)
+        usage, total, fresh = joint.split([1, *self.codes.shape[1:], *self.codes.shape[1:]], dim=1)
+        return usage.squeeze(1), total, fresh
