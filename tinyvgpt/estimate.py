@@ -1,0 +1,229 @@
+"""What a training step costs, before it is run: memory, time, and what the device could do.
+
+For the log's model FLOP utilisation (the FLOPs that the model needs over what the device could do
+in the same time; PaLM, Chowdhery et al. 2022, appendix B) and for `--dry-run`.
+
+Shapes: none of its own.
+"""
+
+import math
+import re
+import time
+from typing import NamedTuple
+
+import torch
+
+from tinyvgpt.cost import Config, forward_flops, kept_bytes, on_meta, step_flops
+from tinyvgpt.gpt import GPTConfig
+from tinyvgpt.run import TrainConfig
+from tinyvgpt.vqvae import VQVAEConfig
+
+# Dense peaks in TFLOP/s: (float16, bfloat16, float32 on ordinary cores, that is TF32 off). Where a
+# data sheet gives figures "with sparsity", half of them. Products accumulate in float32, as
+# PyTorch's do. A GPU is known by whole words of its name, so that an A10G is no A10.
+# Sources, all NVIDIA's: the data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU", of A100,
+# A40, A10, L40, L40S, L4, V100 and T4, of A10G for AWS (2022); the white papers "Ada GPU
+# architecture" (RTX 4090) and "Ampere GA102 GPU architecture" (RTX 3090).
+PEAKS: dict[str, tuple[float, float | None, float]] = {
+    "H200": (989.5, 989.5, 67),
+    "H100 HBM3": (989.5, 989.5, 67),  # SXM
+    "H100 PCIE": (756.5, 756.5, 51),
+    "A100": (312, 312, 19.5),
+    "A40": (149.7, 149.7, 37.4),
+    "A10G": (70, 70, 35),
+    "A10": (125, 125, 31.2),
+    "L40S": (362.05, 362.05, 91.6),
+    "L40": (181.05, 181.05, 90.5),
+    "L4": (121, 121, 30.3),
+    "V100 SXM2": (125, None, 15.7),  # no bfloat16
+    "V100 PCIE": (112, None, 14),
+    "T4": (65, None, 8.1),
+    "RTX 4090": (165.2, 165.2, 82.6),
+    "RTX 3090": (71, 71, 35.6),
+}
+OTHER_CHIPS = {"MIG", "NVL", "LAPTOP", "TI", "D"}  # slices and namesakes of those
+
+# Share of a large product's rate that a whole step reaches, of a GPT and of a VQ-VAE. "cpu": the
+# presets laptop and own-videos on two cores (GPTs 0.48 and 0.48, VQ-VAEs 0.53 and 0.9).
+UTILISATION = {
+    "cpu": {GPTConfig: 0.48, VQVAEConfig: 0.7},
+    "cuda": {GPTConfig: 0.45, VQVAEConfig: 0.35},
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense peak of a GPU for products in `dtype`, FLOP/s; None for CPUs and unknown GPUs."""
+    if device.type != "cuda":
+        return None
+    words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device).upper()))
+    known = [peaks for name, peaks in PEAKS.items() if words.issuperset(name.split())]
+    if not known or words & OTHER_CHIPS:
+        return None
+    of_dtype = dict(zip((torch.float16, torch.bfloat16, torch.float32), known[0], strict=True))
+    peak = of_dtype.get(dtype)
+    return None if peak is None else peak * 1e12
+
+
+class Memory(NamedTuple):
+    """Bytes that a training step needs on one device, in parts; `sum` of it is all."""
+
+    weights: int  # and buffers, float32
+    gradients: int  # float32
+    moments: int  # AdamW's two
+    average: int  # weights again, if averaged ones are kept
+    activations: int  # what the backward pass needs of the forward pass
+
+
+def memory(
+    config: Config,
+    train: TrainConfig,
+    clips: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Memory:
+    """Bytes that a training step needs on one device.
+
+    Args:
+        config: of the model.
+        train: how it is trained.
+        clips: in one forward pass, on one device.
+        dtype: that products are computed in; below float32 under autocast.
+        compiled: whether elementwise steps are fused.
+
+    Returns:
+        Its parts. Activations are those of `kept_bytes`. Not counted: the device's own share (some
+        hundred MB on a GPU), a tokenizer that makes a GPT's tokens, kernels' workspaces. Checked
+        against an H100's peak for the released GPT (8 clips, bfloat16, compiled): 5.41 GiB for a
+        measured 5.27; and, not compiled, against the allocator on CPUs, in tests.
+    """
+    model = on_meta(config)
+    trained = sum(p.numel() for p in model.parameters()) * 4
+    weights = trained + sum(b.nbytes for b in model.buffers())
+    return Memory(
+        weights=weights,
+        gradients=trained,
+        moments=2 * trained,
+        average=weights if train.ema else 0,
+        activations=kept_bytes(config, clips, dtype, compiled=compiled),
+    )
+
+
+def compute_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
+    """What products are computed in when training on a device."""
+    with train.autocast(device):
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of a square matrix product, the fastest of those that fit in so many seconds."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    out = torch.empty_like(a)
+    best, end = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def time_per_step(
+    config: Config, train: TrainConfig, device: torch.device, *, clips: int | None = None
+) -> float:
+    """Seconds that a training step takes, estimated.
+
+    Measured is only how fast the device multiplies large matrices, in the precision of the
+    training (0.3 s); of that rate a step is taken to reach the share in `UTILISATION`. Loading
+    data, encoding them to tokens and talking to other processes are not counted.
+
+    Args:
+        config: of the model.
+        train: how it is trained.
+        device: to train on.
+        clips: of a step on this device; all of them by default.
+    """
+    clips = train.batch_size if clips is None else clips
+    flops = step_flops(config, clips)
+    if config.checkpointing:
+        flops += clips * forward_flops(config)  # computed again
+    share = UTILISATION[device.type][type(config)]
+    return flops / (share * product_rate(device, compute_dtype(train, device)))
+
+
+def describe(
+    config: Config,
+    train: TrainConfig,
+    device: torch.device,
+    *,
+    clips: int | None = None,
+    at_once: int | None = None,
+) -> str:
+    """What would be trained, and what it would cost, in lines; makes no weights.
+
+    Args:
+        config: of the model.
+        train: how it is trained.
+        device: to train on.
+        clips: of a step on this device; all of them by default.
+        at_once: clips in one forward pass; by default those of the step.
+    """
+    clips = train.batch_size if clips is None else clips
+    parameters = sum(p.numel() for p in on_meta(config).parameters())
+    t, h, w = config.latent_shape
+    size, tokens, batch = config.resolution, t * h * w, train.batch_size
+    seconds = time_per_step(config, train, device, clips=clips)
+    flops = step_flops(config, clips)
+    return "\n".join(
+        [
+            f"parameters: {parameters:,}",
+            f"clip: {config.frames} frames of {size} × {size} × {config.channels}",
+            f"tokens: {t} × {h} × {w} = {tokens:,} a clip, of {config.codes:,} codes",
+            f"training: {train.steps:,} steps of {batch} clips, {batch * tokens:,} tokens a step",
+            memory_line(config, train, device, clips if at_once is None else at_once),
+            f"work: {in_units(flops)}FLOP a step, {in_units(flops * train.steps)}FLOP in all",
+            f"time (estimate): {in_words(seconds)} a step, "
+            f"{in_words(seconds * train.steps)} in all on {device_name(device)}",
+        ]
+    )
+
+
+def memory_line(config: Config, train: TrainConfig, device: torch.device, clips: int) -> str:
+    """What `describe` says of memory."""
+    dtype, compiled = compute_dtype(train, device), device.type == "cuda"
+    needed = memory(config, train, clips, dtype=dtype, compiled=compiled)
+    parts = ", ".join(
+        f"{name} {in_units(value, 1024)}B" for name, value in needed._asdict().items() if value
+    )
+    line = f"memory (estimate): {in_units(sum(needed), 1024)}B ({parts})"
+    if device.type == "cuda":
+        line += f" of {in_units(torch.cuda.mem_get_info(device)[1], 1024)}B"
+    return line
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or "this CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
+
+
+def in_units(value: float, base: int = 1000) -> str:
+    """A number with its prefix: 1.5e12 is "1.5 T"; with base 1024, 2**31 is "2 Gi"."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if value < 999.5 or prefix == "E":
+            break
+        value /= base
+    return f"{value:.3g} {prefix}{'i' if base == 1024 and prefix else ''}"
+
+
+def in_words(seconds: float) -> str:
+    """A time: "35 ms", "12 s", "3 min", "2 h 5 min"."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
