@@ -79,8 +79,9 @@ def combined(mean: Tensor, var: Tensor, size: int) -> tuple[Tensor, Tensor, Tens
     return mean, var, total
 
 
-# torch.compile can't trace an exchange inside a graph that DDP's optimizer cuts into buckets; so
-# this part alone stays out of graphs, and what is before and after it is compiled.
+# Traced, this would be a higher-order operation, and PyTorch's optimizer of compiled graphs for DDP
+# refuses those in earlier versions (pytorch/pytorch#104674). So this alone stays out of graphs, and
+# what is before and after it is compiled.
 @torch.compiler.disable
 def gathered(row: Tensor) -> Tensor:
     """The rows (n,) of all processes as (R, n), differentiable; the same bits in all of them."""
