@@ -178,7 +178,8 @@ def kept_bytes(config: Config, clips: int, dtype: torch.dtype, *, compiled: bool
     of products and attention, as the steps between are computed again from them. With
     activation checkpointing: what is kept outside the blocks, each block's input, and one whole
     block, recomputed. To it comes the gradient of the largest tensor, which stands beside it when
-    the backward pass starts. Attention is taken to be fused, but on CPUs with dropout.
+    the backward pass starts. Attention is taken to be fused, and to keep no scores; on CPUs it is not
+    where it has dropout, so that not compiled all scores are counted then.
     """
     checkpointing, config = config.checkpointing, replace(config, checkpointing=False)
     model, inputs = on_meta(config).train(), meta_batch(config, clips)
@@ -227,7 +228,7 @@ class Recorder(FusedAttention):
     def plain(self, *args: Any, **kwargs: Any) -> bool:
         """Whether attention keeps all scores."""
         dropout = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
-        return dropout > 0 and self.dtype == torch.float32 and not self.compiled
+        return dropout > 0 and not self.compiled
 
     def cast(self, argument: Any) -> Any:
         """As autocast does with the arguments of products."""

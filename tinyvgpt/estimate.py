@@ -43,8 +43,8 @@ PEAKS: dict[str, tuple[float, float | None, float]] = {
 }
 OTHER_CHIPS = {"MIG", "NVL", "LAPTOP", "TI", "D"}  # slices and namesakes of those
 
-# Share of a large product's rate that a whole step reaches, of a GPT and of a VQ-VAE. "cpu": the
-# presets laptop and own-videos on two cores (GPTs 0.48 and 0.48, VQ-VAEs 0.53 and 0.9).
+# Share of a large product's rate that a whole step reaches. "cpu": steps of the presets laptop and
+# own-videos on two cores, data at hand (GPTs 0.48 and 0.48, VQ-VAEs 0.53 and 0.85).
 UTILISATION = {
     "cpu": {GPTConfig: 0.48, VQVAEConfig: 0.7},
     "cuda": {GPTConfig: 0.45, VQVAEConfig: 0.35},
@@ -220,10 +220,14 @@ def in_units(value: float, base: int = 1000) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A time: "35 ms", "12 s", "3 min", "2 h 5 min"."""
+    """A time: "35 ms", "12 s", "3 min", "2 h 5 min", "12 days"."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes / 1440:,.0f} days"
