@@ -175,11 +175,13 @@ def kept_bytes(config: Config, clips: int, dtype: torch.dtype, *, compiled: bool
     """Bytes of what the loss's forward pass keeps for its backward pass.
 
     Not compiled: every tensor that autograd saves, each storage once. Compiled: inputs and outputs
-    of products and attention, as the steps between are computed again from them. With
-    activation checkpointing: what is kept outside the blocks, each block's input, and one whole
-    block, recomputed. To it comes the gradient of the largest tensor, which stands beside it when
-    the backward pass starts. Attention is taken to be fused, and to keep no scores; on CPUs it is not
-    where it has dropout, so that not compiled all scores are counted then.
+    of products and attention, as the steps between are computed again from them. With activation
+    checkpointing: what is kept outside the blocks, each block's input, and one whole block,
+    recomputed. To it comes the gradient of the largest tensor, which stands beside it when the
+    backward pass starts.
+
+    Attention is taken to be fused and to keep no scores, but with dropout where not compiled: there
+    CPUs keep all of them.
     """
     checkpointing, config = config.checkpointing, replace(config, checkpointing=False)
     model, inputs = on_meta(config).train(), meta_batch(config, clips)
