@@ -9,7 +9,6 @@ import torch
 from tinyvgpt import GPT, GPTConfig, VQVAEConfig, estimate
 from tinyvgpt.cost import forward_flops, step_flops
 from tinyvgpt.estimate import (
-    compute_dtype,
     describe,
     in_units,
     in_words,
@@ -18,7 +17,7 @@ from tinyvgpt.estimate import (
     product_rate,
     time_per_step,
 )
-from tinyvgpt.run import TrainConfig
+from tinyvgpt.settings import TrainConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = GPTConfig(
@@ -109,11 +108,6 @@ def test_product_rate_is_that_of_the_fastest(monkeypatch):
     ticks = accumulate(cycle([0.05, 0.02, 0.04, 0.03]))
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(ticks))
     assert product_rate(CPU, torch.float32, seconds=0.9) == pytest.approx(2 * 1024**3 / 0.02)
-
-
-def test_precision_of_products():
-    assert compute_dtype(TrainConfig(), CPU) == torch.float32
-    assert compute_dtype(TrainConfig(precision="bfloat16"), CPU) == torch.bfloat16
 
 
 def test_describe(monkeypatch):

@@ -9,14 +9,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, open_dataset, video
-from tinyvgpt import train as training
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, loop, open_dataset, video
+from tinyvgpt.checkpoints import Checkpoints
 from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
 
 SMALL = VQVAEConfig(
     channels=1, frames=4, resolution=32, downsample=(2, 8, 8), hidden=8, res_blocks=1, codes=16,
     code_dim=4, axial_heads=2,
 )  # fmt: skip
+LAST = "checkpoint-0000006.pt"  # of QUICK
 QUICK = TrainConfig(
     steps=6, batch_size=4, warmup=2, ema=0.9, log_every=2, checkpoint_every=2, validate_every=3,
     validation_clips=6, lr=3e-3, device="cpu", weight_decay=0.1,
@@ -86,7 +87,7 @@ class StopsAfter(Clips):
 
     def __init__(self, batches):
         super().__init__()
-        self.left = batches
+        self.left = batches + 1  # the first shows which data these are
 
     def batch(self, indices, device="cpu"):
         self.left -= 1
@@ -108,13 +109,13 @@ def test_resumes_exactly(tmp_path, stage, stopped_at):
     expected = train(make(), Clips(), QUICK, tmp_path / "whole", validation=Clips("val"))
     with pytest.raises(Stop):
         train(make(), StopsAfter(stopped_at), QUICK, tmp_path / "cut", validation=Clips("val"))
-    assert (tmp_path / "cut" / "checkpoint.pt").exists() == (stopped_at >= 2)
+    assert bool([*(tmp_path / "cut").glob("checkpoint-*.pt")]) == (stopped_at >= 2)
     data = Clips()
     torch.manual_seed(99)  # of no consequence
     resumed = train(make(), data, QUICK, tmp_path / "cut", validation=Clips("val"))
     assert same(resumed, expected)
-    assert len(data.asked) == 6 - stopped_at // 2 * 2, "goes on where the checkpoint was made"
-    a, b = (torch.load(tmp_path / run / "checkpoint.pt") for run in ("whole", "cut"))
+    assert len(data.asked) == 1 + 6 - stopped_at // 2 * 2, "goes on where the checkpoint was made"
+    a, b = (torch.load(tmp_path / run / LAST) for run in ("whole", "cut"))
     assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
     strip = lambda line: {k: v for k, v in line.items() if "per_second" not in k}  # noqa: E731
     cut, whole = ([strip(x) for x in lines(tmp_path / run)] for run in ("cut", "whole"))
@@ -139,7 +140,7 @@ def test_resuming_does_not_redraw_the_codebook(tmp_path):
     config = replace(QUICK, lr=0.0, ema=0.0)
     with pytest.raises(Stop):
         train_vqvae(fresh_vqvae(), StopsAfter(4), config, tmp_path)
-    before = torch.load(tmp_path / "checkpoint.pt")["module"]["codebook.codes"]
+    before = torch.load(tmp_path / "checkpoint-0000004.pt")["module"]["codebook.codes"]
     vqvae = train_vqvae(fresh_vqvae(), Clips(), replace(config), tmp_path)
     kept = (vqvae.codebook.codes - before).norm(dim=1) < 0.3 * before.norm(dim=1)
     assert kept.float().mean() > 0.5
@@ -152,7 +153,7 @@ def test_left_over_lines_and_files_go(tmp_path):
         file.write(
             '{"step": 5, "loss": 1}\n{"step": 6, "lo'
         )  # written after the checkpoint; cut off
-    (tmp_path / ".checkpoint.pt.1-ab.tmp").write_bytes(b"half a checkpoint")
+    (tmp_path / ".checkpoint-0000006.pt.1-ab.tmp").write_bytes(b"half a checkpoint")
     train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
     assert not list(tmp_path.glob(".*"))
@@ -171,7 +172,7 @@ def test_checkpoint_of_other_settings(tmp_path, changed, named):
     train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, steps=6), tmp_path)
     with pytest.raises(ValueError, match=named) as caught:
         train_vqvae(fresh_vqvae(), Clips(), replace(QUICK, **changed), tmp_path)
-    assert "checkpoint.pt" in str(caught.value)
+    assert LAST in str(caught.value)
 
 
 def test_checkpoint_of_another_model(tmp_path):
@@ -201,56 +202,87 @@ def test_what_may_change(tmp_path):
     [
         lambda path: path.write_bytes(path.read_bytes()[:-1000]),
         lambda path: path.write_bytes(b"nonsense"),
-        lambda path: path.write_bytes(b""),
-        lambda path: torch.save([1], path),
-        lambda path: torch.save({"config": {}}, path),
-        lambda path: torch.save({**torch.load(path), "module": {}}, path),
-        lambda path: torch.save({**torch.load(path), "optimizer": None}, path),
-        lambda path: torch.save({**torch.load(path), "ema": None}, path),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"module", b"nodule", 1)),
     ],
 )
-def test_damaged_checkpoint(tmp_path, damage):
+def test_damaged_checkpoints(tmp_path, damage):
+    """The one before is used, and the run ends as it would have; without one it says so."""
+    expected = train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path / "a")
+    folder = tmp_path / "b"
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, folder)
+    assert sorted(path.name for path in folder.glob("*.pt")) == ["checkpoint-0000004.pt", LAST]
+    damage(folder / LAST)
+    data = Clips()
+    with pytest.warns(UserWarning, match=f"{LAST} is damaged .* going on from checkpoint-0000004"):
+        assert same(train_vqvae(fresh_vqvae(), data, QUICK, folder), expected)
+    assert len(data.asked) == 1 + 2
+    for path in folder.glob("*.pt"):
+        damage(path)
+    with pytest.raises(ValueError, match="damaged; remove them to start again") as caught:
+        train_vqvae(fresh_vqvae(), Clips(), QUICK, folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": {}},
+        {"optimizer": None},
+        {"average": None},
+        {"average": {"nonsense": torch.zeros(1)}},
+    ],
+)
+def test_checkpoint_that_does_not_fit(tmp_path, change):
+    """Whole, but of other contents than this program saves."""
     train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
-    damage(tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="damaged; remove it to start again") as caught:
+    content = torch.load(tmp_path / LAST)
+    Checkpoints(tmp_path, 1).save(6, {**content, **change})
+    with pytest.raises(ValueError, match="doesn't fit this run") as caught:
         train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
     assert "\n" not in str(caught.value)
-    assert "checkpoint.pt" in str(caught.value)
+    assert LAST in str(caught.value)
+
+
+def test_resuming_with_other_data(tmp_path):
+    train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
+    with pytest.raises(ValueError, match=r"data was 40 clips .*, is 41 clips"):
+        train_vqvae(fresh_vqvae(), Clips(size=41), QUICK, tmp_path)
+    with pytest.raises(ValueError, match=r"data was 40 clips .*, is 40 clips"):
+        train_vqvae(fresh_vqvae(), Clips("val"), QUICK, tmp_path)
 
 
 def test_full_disk_keeps_the_checkpoint(tmp_path, file_limit):
     with pytest.raises(Stop):
         train_vqvae(fresh_vqvae(), StopsAfter(4), QUICK, tmp_path)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+    saved = tmp_path / "checkpoint-0000004.pt"
+    before = saved.read_bytes()
     limited = file_limit(len(before) // 2)
     with limited, pytest.raises(OSError, match="could not be written"):
         train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert saved.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
 
 # What is saved and logged -------------------------------------------------------------------------
 
 
-def test_averaged_weights_are_saved(tmp_path):
-    """They are Σ decay-weighted weights of all steps, computed here from the run's own steps."""
+def test_averaged_weights_are_saved(tmp_path, monkeypatch):
+    """Decay-weighted weights of all steps, computed here; early on, over the last few only."""
     plain = []
-    original = training.Run.optimize
+    original = loop.Run.update
 
-    def spy(run, loss):
-        norm = original(run, loss)
+    def spy(run, former):
+        norm = original(run, former)
         plain.append({n: p.detach().clone() for n, p in run.module.named_parameters()})
         return norm
 
-    training.Run.optimize = spy
-    try:
-        vqvae = fresh_vqvae()
-        returned = train_vqvae(vqvae, Clips(), QUICK, tmp_path)
-    finally:
-        training.Run.optimize = original
+    monkeypatch.setattr(loop.Run, "update", spy)
+    vqvae = fresh_vqvae()
+    config = replace(QUICK, ema=0.3)
+    returned = train_vqvae(vqvae, Clips(), config, tmp_path)
     averaged = plain[0]
-    for weights in plain[1:]:
-        averaged = {n: 0.9 * averaged[n] + 0.1 * weights[n] for n in averaged}
+    for decay, weights in zip((1 / 10, 2 / 11, 3 / 12, 0.3, 0.3), plain[1:], strict=True):
+        averaged = {n: decay * averaged[n] + (1 - decay) * weights[n] for n in averaged}
     saved = VQVAE.from_pretrained(tmp_path)
     for name, parameter in saved.named_parameters():
         assert torch.allclose(parameter, averaged[name], atol=1e-6), name
@@ -391,7 +423,7 @@ def test_encode_once_trains_the_same(tmp_path):
     data = Clips()
     second = train_gpt(fresh_gpt(), data, replace(QUICK, encode_once=40), tmp_path / "b")
     assert same(first, second)
-    assert data.asked == [list(range(40))], "every clip is read once"
+    assert data.asked[1:] == [list(range(40))], "every clip is read once"
 
 
 def test_clipping(tmp_path):
@@ -417,4 +449,6 @@ def test_workers_train_the_same(tmp_path):
 
 def test_about_is_in_the_checkpoint(tmp_path):
     train_vqvae(fresh_vqvae(), Clips(), QUICK, tmp_path)
-    assert torch.load(tmp_path / "checkpoint.pt")["model"] == asdict(SMALL)
+    about = torch.load(tmp_path / LAST)["model"]
+    assert about == {**asdict(SMALL), "data": about["data"]}
+    assert about["data"].startswith("40 clips ")

@@ -67,7 +67,11 @@ def test_labels_in_another_order(tmp_path):
         ({"ema": 1.0}, "ema is 1.0"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": math.nan}, "lr is nan"),
-        ({"precision": "float16"}, "float16"),
+        ({"precision": "float8"}, "float8"),
+        ({"compile": "maybe"}, "compile is 'maybe', must be auto or on or off"),
+        ({"non_finite": "ignore"}, "non_finite"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"keep": 0}, "keep is 0"),
         ({"log_every": 0}, "log_every is 0"),
     ],
 )
@@ -107,12 +111,15 @@ def test_divergence_stops(tmp_path, at, checkpointed, logged, only_gradient):
     vqvae = Poisoned(SMALL)
     vqvae.at, vqvae.only_gradient = at, only_gradient
     config = replace(QUICK, log_every=logged)
-    with pytest.raises(ValueError, match=rf"not finite at step {at}\b") as caught:
+    with pytest.raises(
+        ValueError, match=rf"not finite at step {at} \(batch {at - 1} of seed 0\)"
+    ) as caught:
         train_vqvae(vqvae, Clips(), config, tmp_path)
     assert "\n" not in str(caught.value)
     if checkpointed:
-        assert str(tmp_path / "checkpoint.pt") in str(caught.value)
-        content = torch.load(tmp_path / "checkpoint.pt")
+        saved = tmp_path / f"checkpoint-{checkpointed:07d}.pt"
+        assert str(saved) in str(caught.value)
+        content = torch.load(saved)
         assert content["step"] == checkpointed
         floats = [t for t in content["module"].values() if t.is_floating_point()]
         assert all(t.isfinite().all() for t in floats), "the last good checkpoint is good"

@@ -12,6 +12,7 @@ import torch
 from test_train import QUICK, Clips, fresh_gpt, fresh_vqvae, lines, replace, same
 
 from tinyvgpt import VQVAE, VideoGPT, VQVAEConfig, open_dataset, video
+from tinyvgpt.checkpoints import Checkpoints
 from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
 
 LONG = replace(QUICK, steps=240, checkpoint_every=3, validate_every=10)
@@ -28,6 +29,12 @@ def run(stage, out):
     return train_gpt(model, data, LONG, out, validation=validation)
 
 
+def newest(out):
+    """Step of the newest checkpoint; 0 if there is none."""
+    path = Checkpoints(out, 1).newest()
+    return int(path.stem.split("-")[1]) if path else 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vqvae", "gpt"])
 @pytest.mark.parametrize("trial", range(3))
@@ -42,14 +49,12 @@ def test_killed_runs_end_as_uninterrupted_ones(tmp_path, stage, trial):
     command = [sys.executable, "-c", CHILD.format(stage=stage, out=str(out))]
     reached = []
     for _ in range(10):
-        seen = torch.load(out / "checkpoint.pt")["step"] if (out / "checkpoint.pt").exists() else 0
+        seen = newest(out)
         reached.append(seen)
         child = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
         started = time.perf_counter()
         while child.poll() is None and time.perf_counter() - started < 60:
-            if (out / "checkpoint.pt").exists() and (
-                torch.load(out / "checkpoint.pt")["step"] > seen
-            ):
+            if newest(out) > seen:
                 break
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 0.1))

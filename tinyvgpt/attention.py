@@ -10,8 +10,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# On Hopper, cuDNN's kernels take two thirds of FlashAttention-2's time; what the first can't do
+# goes to the next. It plans anew for every length, so this is for whole sequences, not decoding.
+BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+SHORT = 64  # keys up to which a fused kernel would mostly wait; see `attend_short`
+PACKED = 32  # positions that several shorter rows are packed into
 
 
 def attend(
@@ -43,10 +54,54 @@ def attend(
         return weights.mT @ v
     if causal and 1 < n < m:
         mask, causal = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n), False
-    # A single query at the end of the sequence sees every key.
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout_p=dropout, is_causal=causal and n > 1
-    )
+    causal = causal and n > 1  # a single query at the end of the sequence sees every key
+    plain = mask is None and not dropout
+    if plain and n == m <= SHORT and q.is_cuda and torch.compiler.is_compiling():
+        return attend_short(q, k, v, causal=causal)
+    if not (q.is_cuda and plain and n == m):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+    with sdpa_kernel(BACKENDS, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+
+
+def attend_short(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """`attend` for short rows of self-attention, to be compiled.
+
+    A kernel made for thousands of keys mostly waits where there are a few dozen, and keeping all
+    scores costs little then. The shortest rows are packed, several to one of up to `PACKED`
+    positions in which each sees its own part only. One head after the other is multiplied where it
+    lies, without copies.
+    """
+    length, scale = q.shape[-2], q.shape[-1] ** -0.5
+    packed = next(n for n in range(max(PACKED // length, 1), 0, -1) if len(q) % n == 0)
+    position = torch.arange(packed * length, device=q.device)
+    seen = position[:, None] // length == position // length
+    if causal:
+        seen = seen.tril()
+    heads = []
+    for parts in zip(*(_packed(x, packed).unbind(2) for x in (q, k, v)), strict=True):
+        q_head, k_head, v_head = parts  # (B/packed, packed·N, d)
+        scores = torch.bmm(q_head, k_head.mT).float() * scale
+        if causal or packed > 1:
+            scores = scores.masked_fill(~seen, -math.inf)
+        heads.append(torch.bmm(scores.softmax(-1).type_as(v), v_head))
+    y = torch.stack(heads, dim=2).unflatten(1, (packed, length)).flatten(0, 1)  # (B, N, nh, d)
+    return y.transpose(1, 2)
+
+
+def _packed(x: Tensor, count: int) -> Tensor:
+    """Rows (B, nh, N, d), `count` to one: (B/count, count·N, nh, d)."""
+    return x.transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Splits channels, head-major, into heads: (B, N, nh·d) to (B, nh, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Undoes `split_heads`: (B, nh, N, d) to (B, N, nh·d)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -172,7 +227,7 @@ class CausalSelfAttention(nn.Module):
         self, x: Tensor, layout: StridedLayout | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         """Maps (B, N, D) to (B, N, D); with a cache, x holds the next N tokens of a sequence."""
-        q, k, v = rearrange(self.qkv(x), "b n (qkv nh d) -> qkv b nh n d", qkv=3, nh=self.heads)
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         start = 0 if cache is None else cache.length
         if cache is not None:
             k, v = cache.append(k, v)
@@ -184,7 +239,7 @@ class CausalSelfAttention(nn.Module):
         else:
             end = start + x.shape[1]
             y = attend(q, k, v, mask=layout.mask[start:end, :end])
-        return self.out(rearrange(y, "b nh n d -> b n (nh d)"))
+        return self.out(merge_heads(y))
 
 
 class CrossAttention(nn.Module):
@@ -206,18 +261,15 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Maps x (B, N, D), looking at `memory` (B, M, Dm), to (B, N, D)."""
-        q = self.split(self.q(x))
+        q = split_heads(self.q(x), self.heads)
         if cache is not None and cache.memory is not None:
             k, v = cache.memory
         else:
-            k, v = self.split(self.k(memory)), self.split(self.v(memory))
+            k = split_heads(self.k(memory), self.heads)
+            v = split_heads(self.v(memory), self.heads)
             if cache is not None:
                 cache.memory = k, v
-        return self.out(rearrange(attend(q, k, v), "b nh n d -> b n (nh d)"))
-
-    def split(self, x: Tensor) -> Tensor:
-        """Splits channels, head-major, into heads: (B, N, nh·d) to (B, nh, N, d)."""
-        return rearrange(x, "b n (nh d) -> b nh n d", nh=self.heads)
+        return self.out(merge_heads(attend(q, k, v)))
 
 
 class AxialAttention(nn.Module):
@@ -242,21 +294,12 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, H, W, D) to (B, T, H, W, D)."""
-        _, t, h, w, _ = x.shape
-        axes = rearrange(
-            self.qkv(x),
-            "b t h w (along qkv nh d) -> along qkv b t h w nh d",
-            along=3,
-            qkv=3,
-            nh=self.heads,
-        )
-        # Axes that are not attended along are folded into the batch (outer) and the heads (inner).
-        along_t = rearrange(axes[0], "qkv b t h w nh d -> qkv b (h w nh) t d")
-        along_h = rearrange(axes[1], "qkv b t h w nh d -> qkv (b t) (w nh) h d")
-        along_w = rearrange(axes[2], "qkv b t h w nh d -> qkv (b t h) nh w d")
-        y_t = rearrange(
-            attend(*along_t, causal=self.causal_time), "b (h w nh) t d -> b t h w (nh d)", h=h, w=w
-        )
-        y_h = rearrange(attend(*along_h), "(b t) (w nh) h d -> b t h w (nh d)", t=t, w=w)
-        y_w = rearrange(attend(*along_w), "(b t h) nh w d -> b t h w (nh d)", t=t, h=h)
-        return self.out(torch.cat([y_t, y_h, y_w], dim=-1))
+        weights = zip(self.qkv.weight.chunk(3), self.out.weight.chunk(3, dim=1), strict=True)
+        total: Tensor = self.out.bias
+        for axis, (qkv, out) in enumerate(weights, 1):
+            rows = x.movedim(axis, -2)  # (B, ·, ·, L, D): what is attended along comes last
+            parts = F.linear(rows, qkv).flatten(0, 2).chunk(3, dim=-1)  # q, k, v (rows, L, D)
+            q, k, v = (split_heads(part, self.heads) for part in parts)
+            y = merge_heads(attend(q, k, v, causal=self.causal_time and axis == 1))
+            total = total + F.linear(y, out).view(rows.shape).movedim(-2, axis)
+        return total

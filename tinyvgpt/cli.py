@@ -18,6 +18,7 @@ import tyro
 from tinyvgpt.commands import COMMANDS, Command
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 from tinyvgpt.presets import preset
+from tinyvgpt.signals import EXIT_STOPPED, Stopped
 
 
 def with_preset(command: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}"
             raise ValueError(f"no command {name!r}; {hint}")
         parse(name, rest).run()
+    except Stopped as stopped:
+        print(f"tinyvgpt: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
     except (ValueError, OSError, ImportError) as error:
         print(f"tinyvgpt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

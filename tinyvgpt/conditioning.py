@@ -19,6 +19,33 @@ from tinyvgpt.positions import AxisPositions, check_axes
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # residual blocks a group, by depth
 
 
+class Standardise(torch.autograd.Function):
+    """y·s with y = x - μ and s = 1e-5 + 1/√max(σ², 1e-12), over the last axis, in float32.
+
+    The gradient is written out: with g that of the output and r = 1/√σ², it is
+    s·(g - mean g) - r³·mean(g·y)·y (without the last term where σ² is clamped). Two sums over a row
+    that is read, and nothing kept of it: left to autograd, a compiler may write the row down and
+    read it again before all of it is there (seen with PyTorch 2.11 on class-conditional norms).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Maps (…, D), of any float dtype, to float32 (…, D)."""
+        mean = x.float().mean(-1, keepdim=True)
+        variance = (x.float() - mean).square().mean(-1, keepdim=True)
+        ctx.save_for_backward(x, mean, variance)
+        return (x.float() - mean) * (1e-5 + variance.clamp_min(1e-12).rsqrt())
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        """Gradient (…, D), the dtype of x, of the output's gradient (…, D)."""
+        x, mean, variance = ctx.saved_tensors
+        y, g = x.float() - mean, g.float()
+        r = variance.clamp_min(1e-12).rsqrt()
+        along_y = r**3 * (g * y).mean(-1, keepdim=True) * (variance > 1e-12)
+        return ((1e-5 + r) * (g - g.mean(-1, keepdim=True)) - along_y * y).type_as(x)
+
+
 class LayerNorm(nn.Module):
     """Layer norm, (x - μ)·(1e-5 + 1/√var)·g + b in float32, whose g and b may depend on the class.
 
@@ -46,10 +73,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Normalises the last axis of x (B, N, D); `labels` (B,) int64 where there are classes."""
-        y = x.float()
-        y = y - y.mean(-1, keepdim=True)
-        variance = y.square().mean(-1, keepdim=True)
-        y = y * (1e-5 + variance.clamp_min(1e-12).rsqrt())
+        y = Standardise.apply(x)
         if self.classes:
             gain, bias = 1 + self.gain(labels)[:, None], self.bias(labels)[:, None]  # (B, 1, D)
         else:

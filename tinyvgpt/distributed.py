@@ -168,6 +168,17 @@ def any_rank(flag: bool) -> bool:
     return bool(wanted)
 
 
+def check_same(name: str, value: int, hint: str) -> None:
+    """Raises ValueError, in all processes, unless `value` is the same in all."""
+    if world_size() == 1:
+        return
+    values = torch.zeros(world_size(), dtype=torch.int64)
+    values[rank()] = value
+    dist.all_reduce(values)
+    if len(values.unique()) > 1:
+        raise ValueError(f"processes differ in {name} ({values.tolist()}): {hint}")
+
+
 @contextmanager
 def rank_0_first() -> Iterator[None]:
     """Context which the other processes enter once rank 0 has left it.

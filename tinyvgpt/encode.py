@@ -139,7 +139,7 @@ def _job(vqvae: VQVAE, data: Dataset, clips: int, first_frames: int, source: str
         **about(data),
         "clips": clips,
         "source": source,
-        "looks": _looks(data, clips),
+        "looks": looks(data, clips),
         "first_frames": first_frames,
         "shard_size": ENCODED_AT_A_TIME * SHARD_BATCHES,
         "codebook": fingerprint(vqvae.codebook.codes),
@@ -148,13 +148,15 @@ def _job(vqvae: VQVAE, data: Dataset, clips: int, first_frames: int, source: str
     return json.loads(json.dumps(job))
 
 
-def _looks(data: Dataset, clips: int) -> str:
-    """Twelve hexadecimal digits of sixteen clips spread over the first `clips`.
+def looks(data: Dataset, clips: int) -> str:
+    """Twelve hexadecimal digits of sixteen clips (or their tokens) spread over the first `clips`.
 
     They tell data that have changed under the same name.
     """
     shown = np.unique(np.linspace(0, clips - 1, 16).astype(int))
-    return hashlib.sha256(data.batch(shown)["video"].numpy().tobytes()).hexdigest()[:12]
+    batch = data.batch(shown)
+    pictures = batch["video"] if batch["video"].numel() else batch["tokens"]
+    return hashlib.sha256(pictures.cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def check_data(data: Dataset, vqvae: VQVAE) -> None:

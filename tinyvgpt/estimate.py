@@ -15,7 +15,7 @@ import torch
 
 from tinyvgpt.cost import Config, forward_flops, kept_bytes, on_meta, step_flops
 from tinyvgpt.gpt import GPTConfig
-from tinyvgpt.run import TrainConfig
+from tinyvgpt.settings import TrainConfig
 from tinyvgpt.vqvae import VQVAEConfig
 
 # Dense peaks in TFLOP/s: (float16, bfloat16, float32 on ordinary cores, that is TF32 off). Where a
@@ -109,14 +109,6 @@ def memory(
     )
 
 
-def compute_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
-    """What products are computed in when training on a device."""
-    with train.autocast(device):
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-    return torch.float32
-
-
 def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """FLOP/s of a square matrix product, the fastest of those that fit in so many seconds."""
     size = 8192 if device.type == "cuda" else 1024
@@ -152,7 +144,7 @@ def time_per_step(
     if config.checkpointing:
         flops += clips * forward_flops(config)  # computed again
     share = UTILISATION[device.type][type(config)]
-    return flops / (share * product_rate(device, compute_dtype(train, device)))
+    return flops / (share * product_rate(device, train.dtype(device)))
 
 
 def describe(
@@ -194,7 +186,7 @@ def describe(
 
 def memory_line(config: Config, train: TrainConfig, device: torch.device, clips: int) -> str:
     """What `describe` says of memory."""
-    dtype, compiled = compute_dtype(train, device), device.type == "cuda"
+    dtype, compiled = train.dtype(device), train.compiled(device)
     needed = memory(config, train, clips, dtype=dtype, compiled=compiled)
     parts = ", ".join(
         f"{name} {in_units(value, 1024)}B" for name, value in needed._asdict().items() if value

@@ -9,7 +9,7 @@ Shapes: latent grids are (t, h, w).
 from dataclasses import dataclass, replace
 
 from tinyvgpt.gpt import GPTConfig
-from tinyvgpt.train import TrainConfig
+from tinyvgpt.settings import TrainConfig
 from tinyvgpt.vqvae import VQVAEConfig
 
 

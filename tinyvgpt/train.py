@@ -1,46 +1,31 @@
-"""One training loop for both stages.
+"""Training each stage: what its loss is, what it needs of the data, what it shows.
 
-Chapters 06 and 09 build this file. Everything random in step k (its batch, dropout, restarted
-codes, hidden labels) follows from (seed, k), so a run that is killed and resumed ends with the
-weights that it would have had anyway.
+Chapters 06 and 09 build this file; `loop` has the steps. Under torchrun the same calls train in
+several processes.
 
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyvgpt import counter, video
-from tinyvgpt.data import Dataset, batches
+from tinyvgpt import video
+from tinyvgpt.data import Dataset
 from tinyvgpt.data.tokens import TokenFolder, Tokens
-from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint
+from tinyvgpt.distributed import joined
+from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint, looks
+from tinyvgpt.estimate import step_flops
 from tinyvgpt.gpt import GPT
-from tinyvgpt.run import Log, Run, TrainConfig
-from tinyvgpt.videogpt import VideoGPT, evaluating
+from tinyvgpt.loop import Batch, Stage, fit
+from tinyvgpt.settings import TrainConfig
+from tinyvgpt.videogpt import VideoGPT
 from tinyvgpt.vqvae import VQVAE
 
-Batch = dict[str, Tensor]
-PREVIEWED = 8  # clips in a preview
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the loop needs to know of a stage."""
-
-    module: nn.Module  # what is trained
-    about: dict[str, Any]  # its settings, which a checkpoint must share
-    loss: Callable[[Any, Batch], dict[str, Tensor]]  # scalars to log; "loss" is minimised
-    unit: str  # what is counted a second
-    units_per_clip: int
-    preview: Callable[[Any, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
-    save: Callable[[Any, Path], None]  # writes the model
+__all__ = ["TrainConfig", "train_gpt", "train_vqvae"]
 
 
 def train_vqvae(
@@ -86,8 +71,19 @@ def train_vqvae(
         )
         return torch.cat([originals, decoded])
 
-    stage = Stage(vqvae, asdict(vqvae.config), loss, "clips", 1, preview, VQVAE.save)
-    return fit(stage, data, config, out, validation)
+    stage = Stage(
+        module=vqvae,
+        about={**asdict(vqvae.config), "data": about_data(data)},
+        loss=loss,
+        unit="clips",
+        units_per_clip=1,
+        flops_per_clip=step_flops(vqvae.config, 1),
+        preview=preview,
+        save=VQVAE.save,
+        histograms=lambda model: {"codebook/count": model.codebook.count},
+    )
+    with joined(config.torch_device()) as device:
+        return fit(stage, data, config, out, validation, device)
 
 
 def train_gpt(
@@ -117,12 +113,20 @@ def train_gpt(
     for clips in (data,) if validation is None else (data, validation):
         check_data(clips, model.vqvae)
         check_conditions(clips, model)
-    device = config.torch_device()
-    model.vqvae.requires_grad_(False).eval().to(device)
-    if config.encode_once and not isinstance(data, Tokens | TokenFolder):
-        first = gpt_config.cond_frames
-        data = encode_dataset(model.vqvae, data, config.encode_once, first, device)
-        config = replace(config, workers=0)  # nothing is left to be done by other processes
+    with joined(config.torch_device()) as device:
+        model.vqvae.requires_grad_(False).eval().to(device)
+        stage = gpt_stage(model, config, about_data(data))
+        if config.encode_once and not isinstance(data, Tokens | TokenFolder):
+            first = gpt_config.cond_frames
+            data = encode_dataset(model.vqvae, data, config.encode_once, first, device)
+            config = replace(config, workers=0)  # nothing is left to be done by other processes
+        gpt = fit(stage, data, config, out, validation, device)
+    return VideoGPT(model.vqvae, gpt, model.label_names)
+
+
+def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
+    """The second stage, on what `about_data` says of the data."""
+    gpt_config = model.gpt.config
 
     def conditions(batch: Batch) -> dict[str, Tensor]:
         given = {}
@@ -134,9 +138,11 @@ def train_gpt(
             given["actions"] = batch["action"]
         return given
 
+    def prepare(batch: Batch) -> Batch:
+        return batch if "tokens" in batch else {**batch, "tokens": encode(model.vqvae, batch)}
+
     def loss(gpt: GPT, batch: Batch) -> dict[str, Tensor]:
-        tokens = batch["tokens"] if "tokens" in batch else encode(model.vqvae, batch)
-        nats = gpt.loss(tokens, **conditions(batch))
+        nats = gpt.loss(batch["tokens"], **conditions(batch))
         return {"loss": nats, "bits_per_token": nats.detach() / math.log(2)}
 
     def preview(gpt: GPT, batch: Batch) -> Tensor:
@@ -151,9 +157,22 @@ def train_gpt(
     def save(gpt: GPT, folder: Path) -> None:
         VideoGPT(model.vqvae, gpt, model.label_names).save(folder)
 
-    about = {**asdict(gpt_config), "codebook": fingerprint(model.gpt.codes)}
-    stage = Stage(model.gpt, about, loss, "tokens", gpt_config.tokens, preview, save)
-    return VideoGPT(model.vqvae, fit(stage, data, config, out, validation), model.label_names)
+    return Stage(
+        module=model.gpt,
+        about={**asdict(gpt_config), "codebook": fingerprint(model.gpt.codes), "data": data},
+        loss=loss,
+        unit="tokens",
+        units_per_clip=gpt_config.tokens,
+        flops_per_clip=step_flops(gpt_config, 1),
+        preview=preview,
+        save=save,
+        prepare=prepare,
+    )
+
+
+def about_data(data: Dataset) -> str:
+    """How many clips there are, and what sixteen of them look like."""
+    return f"{len(data)} clips {looks(data, len(data))}"
 
 
 def check_conditions(data: Dataset, model: VideoGPT) -> None:
@@ -189,91 +208,3 @@ def check_tokens(data: TokenFolder, model: VideoGPT) -> None:
             f"{data.folder} has the first {stored} frames of each clip, the model is conditioned "
             f"on {model.gpt.config.cond_frames} (tinyvgpt encode --first-frames)"
         )
-
-
-def fit(
-    stage: Stage, data: Dataset, config: TrainConfig, out: str | Path, validation: Dataset | None
-) -> Any:
-    """Trains `stage.module`; returns it, or its averaged copy, in evaluation mode."""
-    out, device = Path(out), config.torch_device()
-    out.mkdir(parents=True, exist_ok=True)
-    module = stage.module.to(device).train()
-    run = Run(module, config, stage.about)
-    run.resume(out)
-    stream = batches(
-        data,
-        config.batch_size,
-        seed=config.seed,
-        start=run.step,
-        workers=config.workers,
-        device=device,
-    )
-    units = config.batch_size * stage.units_per_clip
-    log = Log(out / "log.jsonl", stage.unit, units, run.step)
-    with log.progress(config.steps) as bar:
-        while run.step < config.steps:
-            step = run.step
-            torch.manual_seed(int(counter.bits(config.seed, step) >> 1))
-            with config.autocast(device):
-                metrics = stage.loss(module, next(stream))
-            metrics["grad_norm"] = run.optimize(metrics["loss"])
-            bar.update()
-            log.collect(metrics)
-            last = run.step == config.steps
-            saving = due(run.step, config.checkpoint_every, last)
-            if saving or due(run.step, config.log_every, last):
-                log.check(run.step)  # waits for the device, so not every step
-            if due(run.step, config.log_every, last):
-                bar.set_postfix_str(log.write(run.step, lr=config.lr_at(step)))
-            if validation is not None and due(run.step, config.validate_every, last):
-                log.write_line(run.step, validate(stage, run.best, validation, config, device))
-            if due(run.step, config.preview_every, last):
-                save_preview(stage, run.best, validation or data, out, run.step, device)
-            if saving:
-                run.save(out)
-    stage.save(run.best, out)
-    return run.best.eval()
-
-
-def due(step: int, every: int, last: bool) -> bool:
-    """Whether something done every so many steps (0: never), and at the end, is to be done."""
-    return every > 0 and (last or step % every == 0)
-
-
-def fixed_clips(
-    data: Dataset, count: int, batch_size: int, device: torch.device
-) -> Iterator[Batch]:
-    """The first `count` clips of a dataset, in batches."""
-    for start in range(0, min(count, len(data)), batch_size):
-        yield data.batch(range(start, min(start + batch_size, count, len(data))), device)
-
-
-def validate(
-    stage: Stage, module: nn.Module, data: Dataset, config: TrainConfig, device: torch.device
-) -> dict[str, float]:
-    """Means of the metrics over the validation clips, as `val_…`."""
-    sums: dict[str, Tensor] = {}
-    clips = 0
-    with torch.no_grad(), evaluating(module):
-        for batch in fixed_clips(data, config.validation_clips, config.batch_size, device):
-            size = len(next(iter(batch.values())))
-            with config.autocast(device):
-                for name, value in stage.loss(module, batch).items():
-                    sums[name] = sums.get(name, 0) + value.float() * size
-            clips += size
-    return {f"val_{name}": (total / clips).item() for name, total in sums.items()}
-
-
-def save_preview(
-    stage: Stage, module: nn.Module, data: Dataset, out: Path, step: int, device: torch.device
-) -> None:
-    """Writes previews/<step>.mp4; where PyAV is missing, warns instead."""
-    try:
-        import av  # noqa: F401
-    except ModuleNotFoundError:
-        warnings.warn("previews need PyAV (pip install av); going on without them", stacklevel=2)
-        return
-    with torch.no_grad(), evaluating(module):
-        clips = stage.preview(module, next(fixed_clips(data, PREVIEWED, PREVIEWED, device)))
-    (out / "previews").mkdir(exist_ok=True)
-    video.write(out / "previews" / f"{step:07d}.mp4", video.grid(clips, columns=PREVIEWED), fps=8)

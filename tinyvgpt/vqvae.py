@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinyvgpt.attention import AxialAttention, check_heads
+from tinyvgpt.batch_norm import BatchNorm3d
 from tinyvgpt.codebook import Codebook
+from tinyvgpt.convolution import SameConv3d, SameConvTranspose3d, Triple
 from tinyvgpt.store import build_config, load_weights, read_config, resolve, save_folder, weights_of
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -90,60 +90,6 @@ class VQVAEOutput(NamedTuple):
     used: Tensor  # scalar, share of codes that this batch uses
 
 
-class SameConv3d(nn.Conv3d):
-    """Convolution that keeps T, H, W (divided by the stride), with zeros around the clip.
-
-    Padding is kernel - stride in all, the larger half in front. With `causal_time` all temporal
-    padding stands in front, so that no output frame sees a later input frame.
-    """
-
-    def __init__(
-        self,
-        dim_in: int,
-        dim_out: int,
-        kernel: int,
-        stride: Triple = (1, 1, 1),
-        *,
-        causal_time: bool = False,
-        bias: bool = True,
-    ):
-        front = [(kernel - s + 1) // 2 for s in stride]
-        behind = [(kernel - s) // 2 for s in stride]
-        if causal_time:
-            front[0], behind[0] = kernel - stride[0], 0
-        # The part common to both sides needs no copy of the input: the convolution pads by itself.
-        t, h, w = behind
-        super().__init__(dim_in, dim_out, kernel, stride, padding=(t, h, w), bias=bias)
-        self.extra = [
-            pad
-            for f, b in zip(reversed(front), reversed(behind), strict=True)
-            for pad in (f - b, 0)
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, dim_in, T, H, W) to (B, dim_out, T/s, H/s, W/s)."""
-        return super().forward(F.pad(x, self.extra) if any(self.extra) else x)
-
-
-class SameConvTranspose3d(nn.ConvTranspose3d):
-    """Transposed convolution that multiplies T, H, W by the stride; `SameConv3d`'s mirror image.
-
-    Of the kernel - stride surplus outputs the smaller half is cut in front. With `causal_time` all
-    of it is cut behind along time, so that no output frame sees a later input frame.
-    """
-
-    def __init__(
-        self, dim_in: int, dim_out: int, kernel: int, stride: Triple, *, causal_time: bool = False
-    ):
-        t, h, w = ((kernel - s) // 2 for s in stride)
-        super().__init__(dim_in, dim_out, kernel, stride, padding=(0 if causal_time else t, h, w))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, dim_in, T, H, W) to (B, dim_out, T·s, H·s, W·s)."""
-        t, h, w = (size * s for size, s in zip(x.shape[2:], self.stride, strict=True))
-        return super().forward(x)[:, :, :t, :h, :w]
-
-
 class ResidualBlock(nn.Module):
     """x + norm, 3×3×3 bottleneck convolution, 1×1×1 convolution and (by choice) axial attention."""
 
@@ -151,15 +97,15 @@ class ResidualBlock(nn.Module):
         super().__init__()
         c, half, causal = config.hidden, config.hidden // 2, config.causal_time
         self.conv = nn.Sequential(
-            nn.BatchNorm3d(c),
+            BatchNorm3d(c),
             nn.ReLU(),
             SameConv3d(c, half, 3, causal_time=causal, bias=False),
-            nn.BatchNorm3d(half),
+            BatchNorm3d(half),
             nn.ReLU(),
             SameConv3d(half, c, 1, bias=False),
         )
         if config.axial:
-            self.norm = nn.Sequential(nn.BatchNorm3d(c), nn.ReLU())
+            self.norm = nn.Sequential(BatchNorm3d(c), nn.ReLU())
             self.axial = AxialAttention(c, config.axial_heads, causal_time=causal)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +122,7 @@ class ResidualStack(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.res_blocks))
-        self.norm = nn.BatchNorm3d(config.hidden)
+        self.norm = BatchNorm3d(config.hidden)
         self.checkpointing = config.checkpointing
 
     def forward(self, x: Tensor) -> Tensor:

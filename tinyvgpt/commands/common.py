@@ -12,7 +12,7 @@ import tyro
 
 from tinyvgpt import VQVAEConfig, open_dataset, video
 from tinyvgpt.data import Dataset
-from tinyvgpt.train import TrainConfig
+from tinyvgpt.settings import TrainConfig
 
 Name = Annotated[str, tyro.conf.Positional]
 File = Annotated[Path, tyro.conf.Positional]

@@ -3,13 +3,15 @@
 Shapes: none of its own.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, estimate
 from tinyvgpt.commands.common import ClipOptions
+from tinyvgpt.distributed import check_batch
 from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
 
 TOKENIZER_FIELDS = ("latent_shape", "codes", "code_dim", "frames", "resolution", "channels")
@@ -100,17 +102,8 @@ class TrainGPT(ClipOptions):
 
 
 def describe(config: VQVAEConfig | GPTConfig, train: TrainConfig) -> str:
-    """Parameters and tokens of a configuration, without making its weights."""
-    with torch.device("meta"):
-        model = VQVAE(config) if isinstance(config, VQVAEConfig) else GPT(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    t, h, w = config.latent_shape
-    size, tokens, batch = config.resolution, t * h * w, train.batch_size
-    return "\n".join(
-        [
-            f"parameters: {parameters:,}",
-            f"clip: {config.frames} frames of {size} × {size} × {config.channels}",
-            f"tokens: {t} × {h} × {w} = {tokens:,} a clip, of {config.codes:,} codes",
-            f"training: {train.steps:,} steps of {batch} clips, {batch * tokens:,} tokens a step",
-        ]
-    )
+    """What would be trained, and what it would cost each process that torchrun would start."""
+    device, processes = train.torch_device(), int(os.environ.get("WORLD_SIZE", 1))
+    check_batch(train.batch_size, processes, train.accumulate)
+    clips = train.batch_size // processes
+    return estimate.describe(config, train, device, clips=clips, at_once=clips // train.accumulate)

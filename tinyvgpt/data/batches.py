@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tinyvgpt import counter
+from tinyvgpt.signals import leave_to_parent
 
 if TYPE_CHECKING:
     from tinyvgpt.data import Dataset
@@ -124,6 +125,7 @@ def _from_workers(
         sampler=order,
         num_workers=workers,
         pin_memory=pinned,
+        worker_init_fn=leave_to_parent,
         generator=torch.Generator(),  # its workers' seeds; leaves torch's own generator alone
     )
     for batch in loader:

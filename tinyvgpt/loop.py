@@ -1,0 +1,309 @@
+"""The training loop, for either stage, in one process or in many.
+
+Chapters 06, 09 and 16 build this file. Everything random in step k (its batch, dropout, restarted
+codes, hidden labels) follows from (seed, k), so a run that is killed and resumed ends with the
+weights that it would have had anyway. With several processes each has its share of the batch, and
+gradients are averaged (DistributedDataParallel, Li et al. 2020).
+
+Shapes: B batch · T H W C frames, pixels, channels.
+"""
+
+import contextlib
+import inspect
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tinyvgpt import counter, distributed, video
+from tinyvgpt.checkpoints import Checkpoints
+from tinyvgpt.data import Dataset, batches
+from tinyvgpt.estimate import peak_flops
+from tinyvgpt.log import Log, Rates
+from tinyvgpt.run import Run
+from tinyvgpt.settings import TrainConfig
+from tinyvgpt.signals import Stopped, Stopping
+from tinyvgpt.videogpt import evaluating
+
+Batch = dict[str, Tensor]
+PREVIEWED = 8  # clips in a preview
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the loop needs to know of a stage."""
+
+    module: nn.Module  # what is trained
+    about: dict[str, Any]  # of model and data, which a checkpoint must share
+    loss: Callable[[Any, Batch], Batch]  # scalars to log; "loss" is minimised
+    unit: str  # what is counted a second
+    units_per_clip: int
+    flops_per_clip: float  # of a step
+    preview: Callable[[Any, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
+    save: Callable[[Any, Path], None]  # writes the model
+    prepare: Callable[[Batch], Batch] = lambda batch: batch  # what needs no gradient, first
+    histograms: Callable[[Any], Batch] = field(default=lambda module: {})  # for TensorBoard
+
+
+class Step(nn.Module):
+    """A module whose forward pass is a stage's loss: what torch.compile and DDP wrap."""
+
+    def __init__(self, stage: Stage, *, compiled: bool):
+        super().__init__()
+        self.module = stage.module
+        self.loss = torch.compile(stage.loss, dynamic=False) if compiled else stage.loss
+
+    def forward(self, batch: Batch) -> Batch:
+        """Metrics (scalars) of a batch."""
+        return self.loss(self.module, batch)
+
+
+def fit(
+    stage: Stage,
+    data: Dataset,
+    config: TrainConfig,
+    out: str | Path,
+    validation: Dataset | None,
+    device: torch.device,
+) -> Any:
+    """Trains `stage.module`; returns it, or its averaged copy, in evaluation mode."""
+    out = Path(out)
+    make_writable(out)
+    distributed.check_batch(config.batch_size, distributed.world_size(), config.accumulate)
+    stage.module.to(device).train()
+    if device.type == "cuda":  # the layout for which cuDNN's convolutions are faster
+        stage.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    run = Run(stage.module, config, stage.about)
+    checkpoints = Checkpoints(out, config.keep)
+    run.resume(checkpoints)
+    distributed.check_same("step", run.step, f"{out} must be a folder that all machines share")
+    log = Log(
+        out,
+        rates(stage, config, device),
+        run.step,
+        tensorboard=config.tensorboard,
+        skipping=run.skipping,
+    )
+    try:
+        with fastest_convolutions(device), Stopping() as stopping, memory_explained(config):
+            train(stage, run, log, checkpoints, data, validation, stopping, device)
+    finally:
+        log.close()
+    if distributed.rank() == 0:
+        stage.save(run.best, out)
+    return run.best.eval()
+
+
+def train(
+    stage: Stage,
+    run: Run,
+    log: Log,
+    checkpoints: Checkpoints,
+    data: Dataset,
+    validation: Dataset | None,
+    stopping: Stopping,
+    device: torch.device,
+) -> None:
+    """Steps, and what is due after them, until the last one or a request to stop."""
+    config, out = run.config, checkpoints.folder
+    step_of = wrapped(stage, config, device)
+    stream = share_of(data, config, run.step, device)
+    with log.progress(config.steps) as bar:
+        while run.step < config.steps:
+            log.collect(take_step(stage, step_of, run, next(stream), device))
+            bar.update()
+            step, last = run.step, run.step == config.steps
+            stop = distributed.any_rank(stopping.requested is not None)
+            saving = stop or due(step, config.checkpoint_every, last)
+            if saving or due(step, config.log_every, last):
+                log.check(step, config.seed, checkpoints.newest())
+            if due(step, config.log_every, last):
+                bar.set_postfix_str(log.write(step, lr=config.lr_at(step - 1)))
+                log.write_histograms(step, stage.histograms(run.module))
+            if validation is not None and due(step, config.validate_every, last):
+                log.write_line(step, validate(stage, run.best, validation, config, device))
+            if due(step, config.preview_every, last) and distributed.rank() == 0:
+                save_preview(stage, run.best, validation or data, out, step, log, device)
+            if saving and distributed.rank() == 0:
+                run.save(checkpoints)
+            if stop and not last:
+                name = stopping.requested or "another process"
+                raise Stopped(name, step, config.steps, checkpoints.newest())
+
+
+def take_step(
+    stage: Stage, step_of: nn.Module, run: Run, batch: Batch, device: torch.device
+) -> Batch:
+    """One step of the optimizer on this process's share of a batch; returns its metrics."""
+    config, former = run.config, run.buffers()
+    seed = counter.bits(config.seed, run.step, distributed.rank())
+    torch.manual_seed(int(seed >> 1))
+    batch = stage.prepare(batch)
+    metrics: dict[str, Tensor] = {}
+    for number, part in enumerate(parts_of(batch, config.accumulate), 1):
+        last = number == config.accumulate
+        with contextlib.nullcontext() if last else without_reduction(step_of):
+            with config.autocast(device):
+                values = step_of(part)
+            run.backward(values["loss"])
+        for name, value in values.items():
+            metrics[name] = metrics.get(name, 0) + value.detach() / config.accumulate
+    metrics["grad_norm"] = run.update(former)
+    return metrics
+
+
+def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
+    """A batch in `count` equal parts."""
+    size = len(next(iter(batch.values()))) // count
+    for start in range(0, count * size, size):
+        yield {name: value[start : start + size] for name, value in batch.items()}
+
+
+def wrapped(stage: Stage, config: TrainConfig, device: torch.device) -> nn.Module:
+    """A stage's loss as a module: compiled by choice, its gradients averaged over processes."""
+    step = Step(stage, compiled=config.compiled(device))
+    if distributed.world_size() == 1:
+        return step
+    ids = [device.index] if device.type == "cuda" else None
+    # Buffers need no broadcast: batch norms and codebooks reduce what moves them.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers" in parameters  # in PyTorch 2.13
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, **options)
+
+
+def without_reduction(step_of: nn.Module) -> contextlib.AbstractContextManager:
+    """Context in which gradients add up in each process for itself."""
+    if isinstance(step_of, DistributedDataParallel):
+        return step_of.no_sync()
+    return contextlib.nullcontext()
+
+
+def share_of(
+    data: Dataset, config: TrainConfig, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """This process's share of batch `start` and those after it."""
+    return batches(
+        data,
+        config.batch_size,
+        seed=config.seed,
+        start=start,
+        workers=config.workers,
+        device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def rates(stage: Stage, config: TrainConfig, device: torch.device) -> Rates:
+    """What a step amounts to, over all processes."""
+    peak = peak_flops(device, config.dtype(device))
+    return Rates(
+        stage.unit,
+        config.batch_size * stage.units_per_clip,
+        config.batch_size * stage.flops_per_clip,
+        peak and peak * distributed.world_size(),
+    )
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether something done every so many steps (0: never), and at the end, is to be done."""
+    return every > 0 and (last or step % every == 0)
+
+
+def make_writable(out: Path) -> None:
+    """Makes the run's folder; OSError if nothing can be written there."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OSError(f"the run's folder {out} can't be written to: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def fastest_convolutions(device: torch.device) -> Iterator[None]:
+    """Context in which cuDNN tries its kernels for each new shape and keeps the fastest."""
+    former = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = former or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = former
+
+
+@contextlib.contextmanager
+def memory_explained(config: TrainConfig) -> Iterator[None]:
+    """Context in which running out of memory says what to lower (ValueError)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+            error
+        ):
+            raise
+        clips = config.batch_size // distributed.world_size() // config.accumulate
+        raise ValueError(
+            f"out of memory with {clips} clips at a time: raise accumulate (now "
+            f"{config.accumulate}), which changes no step, set the model's checkpointing, or lower "
+            f"batch_size (now {config.batch_size})"
+        ) from error
+
+
+def fixed_clips(
+    data: Dataset, count: int, batch_size: int, device: torch.device
+) -> Iterator[Batch]:
+    """The first `count` clips of a dataset, in batches."""
+    for start in range(0, min(count, len(data)), batch_size):
+        yield data.batch(range(start, min(start + batch_size, count, len(data))), device)
+
+
+def validate(
+    stage: Stage, module: nn.Module, data: Dataset, config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """Means of the metrics over the validation clips, as `val_…`; each process takes batches."""
+    sums: dict[str, Tensor] = {}
+    size = config.batch_size // distributed.world_size()
+    stream = fixed_clips(data, config.validation_clips, size, device)
+    with torch.no_grad(), evaluating(module):
+        for number, batch in enumerate(stream):
+            if number % distributed.world_size() != distributed.rank():
+                continue
+            clips = len(next(iter(batch.values())))
+            with config.autocast(device):
+                values = stage.loss(module, stage.prepare(batch))
+            for name, value in {**values, "clips": torch.ones((), device=device)}.items():
+                sums[name] = sums.get(name, 0) + value.float() * clips
+    sums = distributed.sum_(sums)
+    counted = sums.pop("clips")
+    return {f"val_{name}": (total / counted).item() for name, total in sums.items()}
+
+
+def save_preview(
+    stage: Stage,
+    module: nn.Module,
+    data: Dataset,
+    out: Path,
+    step: int,
+    log: Log,
+    device: torch.device,
+) -> None:
+    """Writes previews/<step>.mp4; where PyAV is missing, warns instead."""
+    try:
+        import av  # noqa: F401
+    except ModuleNotFoundError:
+        warnings.warn("previews need PyAV (pip install av); going on without them", stacklevel=2)
+        return
+    with torch.no_grad(), evaluating(module):
+        clips = stage.preview(module, next(fixed_clips(data, PREVIEWED, PREVIEWED, device)))
+    grid = video.grid(clips, columns=PREVIEWED)
+    (out / "previews").mkdir(exist_ok=True)
+    video.write(out / "previews" / f"{step:07d}.mp4", grid, fps=8)
+    with tempfile.TemporaryDirectory() as folder:
+        video.write(Path(folder, "preview.gif"), grid, fps=8)
+        log.write_preview(step, Path(folder, "preview.gif"))
