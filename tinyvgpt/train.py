@@ -56,6 +56,13 @@ def train_vqvae(
         if isinstance(clips, Tokens | TokenFolder):
             raise ValueError("the data are tokens; a tokenizer is trained on clips")
 
+    with joined(config.torch_device()) as device:
+        return fit(vqvae_stage(vqvae, about_data(data)), data, config, out, validation, device)
+
+
+def vqvae_stage(vqvae: VQVAE, data: str) -> Stage:
+    """The first stage, on what `about_data` says of the data."""
+
     def loss(model: VQVAE, batch: Batch) -> dict[str, Tensor]:
         result = model(video.to_model(batch["video"]))
         names = ("loss", "recon_loss", "commitment_loss", "perplexity", "used")
@@ -71,9 +78,9 @@ def train_vqvae(
         )
         return torch.cat([originals, decoded])
 
-    stage = Stage(
+    return Stage(
         module=vqvae,
-        about={**asdict(vqvae.config), "data": about_data(data)},
+        about={**asdict(vqvae.config), "data": data},
         loss=loss,
         unit="clips",
         units_per_clip=1,
@@ -82,8 +89,6 @@ def train_vqvae(
         save=VQVAE.save,
         histograms=lambda model: {"codebook/count": model.codebook.count},
     )
-    with joined(config.torch_device()) as device:
-        return fit(stage, data, config, out, validation, device)
 
 
 def train_gpt(

@@ -5,7 +5,8 @@ Shapes: none of its own.
 
 from typing import Protocol
 
-from tinyvgpt.commands.about import Bench, Info, Look
+from tinyvgpt.commands.about import Info, Look
+from tinyvgpt.commands.bench import Bench
 from tinyvgpt.commands.models import Convert, Encode, Reconstruct, Sample
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 

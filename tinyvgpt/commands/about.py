@@ -1,4 +1,4 @@
-"""The commands that tell: what data and models are, what is installed, how fast it is.
+"""The commands that tell: what data and models are, what is installed.
 
 Shapes: none of its own.
 """
@@ -13,10 +13,7 @@ import torch
 import tyro
 
 from tinyvgpt import __version__, video
-from tinyvgpt.bench import device_name, record
-from tinyvgpt.bench.data import loading
-from tinyvgpt.bench.sampling import sampling
-from tinyvgpt.commands.common import ClipOptions, Name, check_count, pick_device
+from tinyvgpt.commands.common import ClipOptions, Name, check_count
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
 from tinyvgpt.store import SHIPPED, read_config, resolve
@@ -59,50 +56,6 @@ class Look(ClipOptions):
                 print(f"left out: {path}: {reason}")
         video.write(self.out, video.grid(batch["video"]), fps=self.fps, scale=self.scale)
         print(f"{len(chosen)} of them in {self.out}")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Time decoding against the original's loop, or loading; writes a JSON record."""
-
-    what: Name = "sampling"
-    """What to time: sampling or data."""
-    batch: int | None = None
-    """Clips decoded or loaded together; by default 1 or 32."""
-    tokens: int | None = None
-    """Sampling: tokens of each clip to draw; by default all 4096 (minutes on a CPU)."""
-    data: str | None = None
-    """Data: what train-vqvae takes; by default files made for the purpose."""
-    workers: int = 2
-    """Data: processes that load clips."""
-    device: str = "auto"
-    """Sampling: "cpu", "cuda" or "auto"."""
-    out: Path = Path("book/results")
-    """Folder for the record."""
-
-    def run(self) -> None:
-        """Times, records and prints."""
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch is {self.batch}, it must be at least 1")
-        if self.what == "sampling":
-            device, batch = pick_device(self.device), self.batch or 1
-            result = sampling(batch=batch, tokens=self.tokens, device=device)
-            words = ["--batch", batch, "--device", device]
-            words += ["--tokens", self.tokens] if self.tokens else []
-            name = f"sampling-{device_name(device)}"
-        elif self.what == "data":
-            batch = self.batch or 32
-            result = loading(self.data, batch_size=batch, workers=self.workers)
-            words = ["--batch", batch, "--workers", self.workers]
-            words += ["--data", self.data] if self.data else []
-            name = f"data-{device_name('cpu')}"
-        else:
-            raise ValueError(f"no benchmark {self.what!r}; known are sampling, data")
-        command = " ".join(["tinyvgpt bench", self.what, *map(str, words)])
-        path = record(result, name, command, self.out)
-        for key, value in result.items():
-            print(f"{key}: {value}")
-        print(f"record in {path}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Where a tokenizer's training step spends its time on a GPU.
+
+Shapes: B clips · C channels · T H W frames, rows, columns.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from tinyvgpt import VQVAE, video
+from tinyvgpt.convolution import FEW
+
+PROFILED = 3  # steps
+# Kinds of work by the operator, or the compiled kernel, that launches it; the first that fits.
+KINDS = {
+    "convolutions": ("aten::cudnn_convolution", "aten::convolution"),
+    "attention": ("aten::bmm", "aten::_scaled_dot_product", "aten::_flash", "aten::_cudnn_att"),
+    "projections and few-channel convolutions": ("aten::mm", "aten::addmm"),
+    "batch norms and what is fused with them": ("batch_norm",),
+    "other compiled elementwise kernels": ("triton_",),
+    "optimizer": ("aten::_fused_adamw", "aten::_foreach"),
+}
+
+
+def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of a step that the GPU spends on each kind of kernel."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            step()
+        torch.cuda.synchronize()
+    sums: dict[str, float] = dict.fromkeys([*KINDS, "codebook, loss and the rest"], 0.0)
+    for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # counted with what launched it
+        kind = next((k for k, names in KINDS.items() if any(n in event.key for n in names)), None)
+        spent = event.self_device_time_total / 1e3 / PROFILED
+        sums[kind or "codebook, loss and the rest"] += spent
+    return {kind: round(spent, 2) for kind, spent in sums.items()}
+
+
+def convolutions(vqvae: VQVAE | nn.Module, clips: Tensor) -> list[dict[str, Any]]:
+    """Milliseconds of each kind of convolution, alone, in bfloat16: forward and both gradients.
+
+    Args:
+        vqvae: on the GPU.
+        clips: uint8 (B, T, H, W, C), on the GPU.
+
+    Returns:
+        For each shape its layers' count, milliseconds, and TFLOP/s of the forward pass.
+    """
+    inputs: dict[str, Any] = {}
+    hooks = []
+    for name, module in vqvae.named_modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            hooks.append(module.register_forward_hook(keep_input(name, inputs)))
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        vqvae(video.to_model(clips))
+    for hook in hooks:
+        hook.remove()
+    seen: dict[tuple, dict[str, Any]] = {}
+    for name, (module, shape, out_shape) in inputs.items():
+        key = (type(module).__name__, tuple(module.weight.shape), module.stride, shape)
+        if key in seen:
+            seen[key]["layers"] += 1
+            continue
+        flops = 2 * module.weight[0].numel() * torch.Size(out_shape).numel()
+        if isinstance(module, nn.ConvTranspose3d):
+            flops = 2 * module.weight[0].numel() * torch.Size(shape).numel()
+        seen[key] = {"first": name, "layers": 1, **time_convolution(module, shape, flops)}
+    return list(seen.values())
+
+
+def keep_input(name: str, inputs: dict[str, Any]) -> Callable:
+    """A hook that notes a layer's shapes."""
+
+    def hook(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        inputs[name] = module, tuple(args[0].shape), tuple(out.shape)
+
+    return hook
+
+
+def time_convolution(module: nn.Module, shape: tuple[int, ...], flops: float) -> dict[str, Any]:
+    """Milliseconds of one layer's forward pass and of its gradients."""
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last_3d).requires_grad_(shape[1] > FEW)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+
+    def forward() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return module(x)
+
+    y = forward()
+    g = torch.randn_like(y)
+    took = milliseconds(forward)
+    found: dict[str, Any] = {"shape": list(shape), "forward": took}
+    for name, wanted in (("input gradient", x), ("weight gradient", weight)):
+        if wanted.requires_grad:
+            backward = partial(torch.autograd.grad, y, wanted, g, retain_graph=True)
+            found[name] = milliseconds(backward)
+    return {**found, "forward TFLOP/s": round(flops / took / 1e9)}
+
+
+def milliseconds(call: Callable[[], object], times: int = 10) -> float:
+    """Time of a call, once warm."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    torch.cuda.synchronize()
+    return round(1e3 * (time.perf_counter() - start) / times, 3)
