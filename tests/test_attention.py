@@ -15,6 +15,9 @@ from tinyvgpt.attention import (
     LayerCache,
     StridedLayout,
     attend,
+    attend_short,
+    merge_heads,
+    split_heads,
 )
 
 SHAPES = [(4, 8, 8), (2, 4, 16), (16, 2, 32), (8, 4, 4), (2, 2, 8), (2, 3, 64), (3, 16, 32)]
@@ -65,6 +68,22 @@ def test_attend_with_a_mask(n):
     mask = torch.rand(n, 7) < 0.5
     mask[:, 0] = True
     assert_close(attend(q, k, v, mask=mask), definition(q, k, v, mask))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(24, 4), (7, 4), (6, 5), (1, 3), (4, 32), (2, 40)])
+def test_short_rows(rows, length, causal):
+    """Packed or not, one head after the other: the same as attention, and so are gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, length, 3 * 12, requires_grad=True)
+    q, k, v = (split_heads(part, 3) for part in x.chunk(3, dim=-1))
+    expected, found = attend(q, k, v, causal=causal), attend_short(q, k, v, causal=causal)
+    assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    g = torch.randn_like(expected)
+    (a,) = torch.autograd.grad(expected, x, g, retain_graph=True)
+    (b,) = torch.autograd.grad(found, x, g)
+    assert_close(b, a, atol=1e-5, rtol=1e-5)
+    assert merge_heads(found).is_contiguous(), "merging copies nothing"
 
 
 def test_dropout_acts_on_weights():

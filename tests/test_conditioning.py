@@ -13,6 +13,7 @@ from tinyvgpt.conditioning import (
     ChannelNorm,
     FrameEncoder,
     LayerNorm,
+    Standardise,
     memory_width,
 )
 
@@ -40,6 +41,28 @@ def test_layer_norm(scale):
     assert_close(norm(x), expected.float(), rtol=1e-5, atol=2e-5)
     if scale < 0.1:
         assert (F.layer_norm(x, (48,), norm.gain, norm.bias) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-8, 0.0])
+def test_gradient_of_standardise(scale):
+    """It is autograd's of the plain formula, also where the variance is clamped."""
+    torch.manual_seed(0)
+    x = (5 + torch.randn(4, 6, 12, dtype=torch.float64)) * scale
+    x, g = x.float().requires_grad_(), torch.randn(4, 6, 12)
+    y = x - x.mean(-1, keepdim=True)
+    expected = y * (1e-5 + y.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt())
+    found = Standardise.apply(x)
+    assert torch.equal(found, expected)
+    (a,), (b,) = torch.autograd.grad(expected, x, g), torch.autograd.grad(found, x, g)
+    assert (a - b).norm() < 1e-5 * a.norm()
+
+
+def test_gradient_of_standardise_has_its_input_s_dtype():
+    x = torch.randn(2, 12, dtype=torch.bfloat16, requires_grad=True)
+    y = Standardise.apply(x)
+    (g,) = torch.autograd.grad(y.sum(), x)
+    assert y.dtype == torch.float32
+    assert g.dtype == torch.bfloat16
 
 
 def test_layer_norm_starts_neutral():

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from tinyvgpt import VQVAE, VQVAEConfig
-from tinyvgpt.vqvae import SameConv3d, SameConvTranspose3d
 
 DOWNSAMPLES = [(1, 1, 1), (2, 2, 2), (1, 2, 4), (4, 4, 4), (8, 2, 1), (2, 8, 4)]
 
@@ -31,35 +30,6 @@ def trained_a_little(config):
     for _ in range(3):
         vqvae(torch.rand(2, config.channels, *size) - 0.5)
     return vqvae.eval()
-
-
-def padded(x, kernel, stride):
-    """The original's rule: kernel - stride in all, the larger half in front."""
-    sides = []
-    for s in reversed(stride):
-        total = kernel - s
-        sides += [total // 2 + total % 2, total // 2]
-    return F.pad(x, sides)
-
-
-@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1)])
-def test_same_padding(stride):
-    x = torch.randn(2, 3, 4, 6, 8)
-    conv = SameConv3d(3, 5, 4, stride)
-    expected = F.conv3d(padded(x, 4, stride), conv.weight, conv.bias, stride)
-    assert_close(conv(x), expected)
-    transposed = SameConvTranspose3d(3, 5, 4, stride)
-    weight, bias = transposed.weight, transposed.bias
-    expected = F.conv_transpose3d(padded(x, 4, stride), weight, bias, stride, padding=3)
-    assert_close(transposed(x), expected)
-    assert expected.shape[2:] == tuple(a * s for a, s in zip((4, 6, 8), stride, strict=True))
-
-
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_same_padding_of_odd_kernels(kernel):
-    x = torch.randn(2, 3, 4, 6, 8)
-    conv = SameConv3d(3, 5, kernel)
-    assert_close(conv(x), F.conv3d(x, conv.weight, conv.bias, padding=kernel // 2))
 
 
 @pytest.mark.parametrize("causal_time", [False, True])

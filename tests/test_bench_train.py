@@ -1,0 +1,135 @@
+"""Benchmarks of training: what they count, at sizes that a CPU steps through in no time."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tinyvgpt import GPTConfig, VQVAEConfig
+from tinyvgpt.bench import learning as bench_learning
+from tinyvgpt.bench import train as bench_train
+from tinyvgpt.bench.learning import learning, window_means
+from tinyvgpt.bench.scaling import scaling
+from tinyvgpt.bench.train import baseline, compared, gradient_error, time_gpt, time_vqvae, timed
+from tinyvgpt.settings import TrainConfig
+from tinyvgpt.train import vqvae_stage
+
+SMALL = VQVAEConfig(
+    frames=8, resolution=16, downsample=(4, 2, 2), hidden=8, res_blocks=1, codes=16, code_dim=4
+)
+GPT = GPTConfig.for_vqvae(SMALL, width=12, heads=2, layers=1, dropout=0.0, attn_dropout=0.0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Compiling takes longer than all that is tested here."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+def test_gpt(eager):
+    found = time_gpt(GPT, SMALL, CPU, 2, 1)
+    assert found["tokens a step"] == 2 * 2 * 8 * 8
+    for way in ("reference", "plain", "ours"):
+        seconds = found[way]["milliseconds"] / 1e3
+        assert found[way]["per second"] == pytest.approx(256 / seconds, rel=1e-2)
+    assert {"ours against reference", "ours against plain"} <= found.keys()
+    assert 0 < found["gradient error"]["bfloat16"] < 0.1
+
+
+def test_vqvae(eager):
+    found = time_vqvae(SMALL, CPU, 2, 1)
+    assert found["clips a step"] == 2
+    assert {"reference", "ours", "ours against reference"} <= found.keys()
+    assert 0 < found["gradient error"]["bfloat16"] < 0.2
+
+
+def test_timed(monkeypatch):
+    """The median of repeats of so many steps, warm-up left out."""
+    monkeypatch.setattr(bench_train, "REPEATS", 3)
+    clock, calls, lasts = [0.0], [0], [50.0] * 5 + [1.0] * 2 + [2.0] * 2 + [9.0] * 2
+
+    def step():
+        clock[0] += lasts[calls[0]]
+        calls[0] += 1
+
+    monkeypatch.setattr(bench_train.time, "perf_counter", lambda: clock[0])
+    found = timed(step, CPU, 2, 10)
+    assert calls[0] == len(lasts)
+    assert found == {"milliseconds": 2000.0, "per second": 5.0, "first step, seconds": 50.0}
+
+
+def test_compared():
+    ways = {"reference": {"milliseconds": 30.0}, "ours": {"milliseconds": 20.0}}
+    assert compared(ways) == {**ways, "ours against reference": 1.5}
+
+
+def test_baseline_is_a_step_of_training():
+    model = nn.Linear(3, 1, bias=False)
+    step = baseline(model, lambda x: model(x).square().mean(), torch.randn(8, 3))
+    before = model.weight.detach().clone()
+    step()
+    assert torch.allclose((model.weight - before).abs(), torch.full((1, 3), 3e-4), rtol=1e-2)
+    assert model.weight.grad is None
+
+
+def test_gradient_error_notices(eager, monkeypatch):
+    """A compiler that leaves a tenth of the loss out."""
+    torch.manual_seed(0)
+    stage = vqvae_stage(bench_train.VQVAE(SMALL), "")
+    batch = {"video": torch.randint(256, (2, 8, 16, 16, 3), dtype=torch.uint8)}
+    config = TrainConfig(precision="bfloat16")
+    right = gradient_error(stage, config, batch, CPU)
+    assert right["bfloat16"] == right["bfloat16, compiled"]
+
+    def wrong(function, **options):
+        return lambda *given: {"loss": 0.9 * function(*given)["loss"]}
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    found = gradient_error(stage, config, batch, CPU)
+    assert found["bfloat16"] == right["bfloat16"]
+    assert found["bfloat16, compiled"] == pytest.approx(0.1, abs=0.05)
+
+
+def test_scaling():
+    found = scaling(SMALL, GPT, device="cpu", processes=(1, 2), vqvae_batch=2, gpt_batch=2, steps=1)
+    for stage, units in (("gpt", 256), ("vqvae", 2)):
+        for count in (1, 2):
+            way = found[stage][str(count)]
+            assert way["per second"] == pytest.approx(
+                count * units / way["milliseconds"] * 1e3, rel=1e-2
+            )
+        ratio = found[stage]["2"]["per second"] / found[stage]["1"]["per second"]
+        assert found[stage]["2 against 1"] == pytest.approx(ratio, abs=1e-3)
+
+
+def test_window_means(tmp_path):
+    """Steps 51 to 70, 71 to 90; lines of other kinds and a last window cut short are left out."""
+    lines = [{"step": step, "loss": float(step)} for step in range(10, 101, 10)]
+    lines.insert(6, {"step": 60, "val_loss": 0.0})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert window_means(tmp_path) == [65.0, 85.0]
+
+
+def test_learning(monkeypatch):
+    """On a CPU both paths are the same, so the curves are; noise in one of them shows."""
+    preset = bench_learning.moving_mnist()
+    size = {"hidden": 8, "res_blocks": 1, "codes": 16, "code_dim": 4, "downsample": (4, 8, 8)}
+    small = VQVAEConfig(channels=1, causal_time=True, **size)
+    gpt = GPTConfig.for_vqvae(small, width=12, heads=2, layers=1, classes=55, label_dropout=0.2)
+    changed = bench_learning.replace(preset, vqvae=small, gpt=gpt)
+    monkeypatch.setattr(bench_learning, "moving_mnist", lambda: changed)
+    found = learning(device="cpu", steps=70, batch=2)
+    for stage in ("vqvae", "gpt"):
+        assert found[stage]["largest difference"] == 0
+        assert len(found[stage]["fast"]) == len(found[stage]["float32"]) == 1
+        assert math.isfinite(found[stage]["fast"][0])
+    original = bench_learning.window_means
+    noise = iter([0.0, 0.1, 0.0, 0.1])
+    monkeypatch.setattr(
+        bench_learning, "window_means", lambda out: [(1 + next(noise)) * x for x in original(out)]
+    )
+    found = learning(device="cpu", steps=70, batch=2)
+    assert found["gpt"]["largest difference"] == pytest.approx(0.1, rel=1e-2)
