@@ -9,6 +9,7 @@ the same order. Shapes: none of its own.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,9 @@ NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # to
 # How long a process waits for the others: longer than anything that rank 0 does alone (opening a
 # large folder for the first time, validating, saving).
 TIMEOUT = timedelta(minutes=30)
+# Gloo's thread lets go of an operation's tensors a moment after it is done, for which it needs
+# Python's lock. A thread that holds the lock and takes the group down would wait for it for ever.
+SETTLING = 0.1  # seconds
 
 
 class Place(NamedTuple):
@@ -71,6 +75,7 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[torch
         _leave_at_once(device)
         raise
     if dist.is_initialized():  # not if the caller has left the group already
+        time.sleep(SETTLING)
         dist.destroy_process_group()
 
 
@@ -81,6 +86,7 @@ def _leave_at_once(device: torch.device) -> None:
     left to the end of the process, which an error is about to bring.
     """
     if device.type == "cpu" and dist.is_initialized():
+        time.sleep(SETTLING)
         dist.destroy_process_group()
 
 

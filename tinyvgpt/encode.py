@@ -155,8 +155,8 @@ def looks(data: Dataset, clips: int) -> str:
     """
     shown = np.unique(np.linspace(0, clips - 1, 16).astype(int))
     batch = data.batch(shown)
-    pictures = batch["video"] if batch["video"].numel() else batch["tokens"]
-    return hashlib.sha256(pictures.cpu().numpy().tobytes()).hexdigest()[:12]
+    values = batch["tokens" if "tokens" in batch else "video"]
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def check_data(data: Dataset, vqvae: VQVAE) -> None:

@@ -16,6 +16,7 @@ FREE = {
     *("validate_every", "validation_clips", "preview_every", "tensorboard", "non_finite"),
     *("compile", "accumulate"),
 }
+COMPILING_PAYS = 1000  # steps from which on a GPU wins back the half to two minutes of compiling
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", "on", "off"),
@@ -40,7 +41,7 @@ class TrainConfig:
     clip_norm: float = 1.0  # largest norm of the gradient; 0 for no clipping
     ema: float = 0.0  # decay of the averaged weights that are saved; 0 saves the last ones
     precision: str = "auto"  # "float32", "bfloat16", "float16"; "auto": see `dtype`
-    compile: str = "auto"  # torch.compile: "on", "off" or "auto", which is on for GPUs
+    compile: str = "auto"  # torch.compile: "on", "off"; "auto": see `compiled`
     non_finite: str = "stop"  # or "skip": what to do about a loss or gradient that isn't finite
     device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
     workers: int = 0  # processes that load data
@@ -113,5 +114,6 @@ class TrainConfig:
         return torch.autocast(device.type, dtype)
 
     def compiled(self, device: torch.device) -> bool:
-        """Whether losses are compiled."""
-        return self.compile == "on" or (self.compile == "auto" and device.type == "cuda")
+        """Whether losses are compiled: "auto" is on for runs on a GPU that are long enough."""
+        pays = device.type == "cuda" and self.steps >= COMPILING_PAYS
+        return self.compile == "on" or (self.compile == "auto" and pays)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.data.index_cache import Index, index_videos
+from tinyvgpt.data.transfer import to_device
 from tinyvgpt.data.video_clip import read_frames
 from tinyvgpt.data.video_files import SUFFIXES, find_videos
 from tinyvgpt.data.video_index import Timeline
@@ -167,7 +168,7 @@ class VideoFolder:
         if self._videos.labels is not None:
             rows = np.array([row for row, _ in found], np.int64)
             batch["label"] = torch.from_numpy(self._videos.labels[rows])
-        return {name: value.to(device) for name, value in batch.items()}
+        return {name: to_device(value, device) for name, value in batch.items()}
 
     def _clip(self, row: int, start: int) -> tuple[int, Tensor]:
         """The clip (T, H, W, 3) at a place, or in its place; and which video it is of."""

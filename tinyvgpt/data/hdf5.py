@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvgpt.data.transfer import to_device
 from tinyvgpt.data.windows import SPLITS, Windows, check_split, default_stride, rows_of
 from tinyvgpt.video import resize_crop
 
@@ -116,7 +117,7 @@ class HDF5Clips:
             batch["label"] = torch.from_numpy(videos.labels[row])
         if videos.has_actions:
             batch["action"] = self._read(file[f"{videos.prefix}_actions"], first).float()
-        return {name: value.to(device) for name, value in batch.items()}
+        return {name: to_device(value, device) for name, value in batch.items()}
 
     def _read(self, data: "h5py.Dataset", first: np.ndarray) -> Tensor:
         """Rows first … first + T - 1 of a dataset, (B, T, …)."""

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from tinyvgpt import counter
 from tinyvgpt.data import mnist
+from tinyvgpt.data.transfer import to_device
 from tinyvgpt.data.windows import checked
 
 SIZES = {"train": 1_000_000, "val": 10_000, "test": 10_000}  # clips, where no size is given
@@ -131,9 +132,10 @@ class MovingMNIST:
             IndexError: an index is out of range.
         """
         path = self.trajectories(indices)
-        images = torch.from_numpy(self._mnist.images[path.digits]).to(device)
-        video = render(images, torch.from_numpy(path.positions).to(device), self.resolution)
-        return {"video": video, "label": torch.from_numpy(self._labels(path.classes)).to(device)}
+        images = to_device(torch.from_numpy(self._mnist.images[path.digits]), device)
+        video = render(images, to_device(torch.from_numpy(path.positions), device), self.resolution)
+        labels = to_device(torch.from_numpy(self._labels(path.classes)), device)
+        return {"video": video, "label": labels}
 
     def trajectories(self, indices: Sequence[int] | np.ndarray | Tensor) -> Trajectories:
         """Return which digits the clips show and where, as `batch` draws them.

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.data import still_camera
+from tinyvgpt.data.transfer import to_device
 from tinyvgpt.data.windows import Windows, check_split, default_stride, rows_of
 from tinyvgpt.video import resize_crop
 
@@ -131,8 +132,8 @@ class RobotPush:
         video = torch.from_numpy(self._videos.video[place])
         action = torch.from_numpy(self._videos.action[place])
         return {
-            "video": resize_crop(video, self.resolution).to(device),
-            "action": action.to(device),
+            "video": to_device(resize_crop(video, self.resolution), device),
+            "action": to_device(action, device),
         }
 
     def endeffector(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvgpt.data.transfer import to_device
 from tinyvgpt.data.windows import check_split, checked
 
 INDEX = "index.json"
@@ -65,7 +66,7 @@ class Tokens:
         self, indices: Sequence[int] | np.ndarray | Tensor, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
         """Return tokens (B, t, h, w) int64, and the rest, of the clips with these indices."""
-        chosen = torch.as_tensor(np.asarray(indices), device=self._all["tokens"].device)
+        chosen = to_device(torch.as_tensor(np.asarray(indices)), self._all["tokens"].device)
         batch = {name: value[chosen].to(device) for name, value in self._all.items()}
         return {**batch, "tokens": batch["tokens"].long()}
 
@@ -167,7 +168,7 @@ class TokenFolder:
             shards = {s: mapped(path, path.stat().st_mtime_ns) for s, path in paths.items()}
             values = np.stack([shards[s][r] for s, r in zip(shard, row, strict=True)])
             values = values.astype(np.int64) if name == "tokens" else values
-            batch[name] = torch.from_numpy(values).to(device)
+            batch[name] = to_device(torch.from_numpy(values), device)
         return batch
 
 
