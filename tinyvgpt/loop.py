@@ -91,7 +91,12 @@ def fit(
         skipping=run.skipping,
     )
     try:
-        with fastest_convolutions(device), Stopping() as stopping, memory_explained(config):
+        with (
+            fastest_convolutions(device),
+            layouts_unremarked(),
+            Stopping() as stopping,
+            memory_explained(config),
+        ):
             train(stage, run, log, checkpoints, data, validation, stopping, device)
     finally:
         log.close()
@@ -133,6 +138,7 @@ def train(
             if saving and distributed.rank() == 0:
                 run.save(checkpoints)
             if stop and not last:
+                distributed.any_rank(False)  # nobody ends before rank 0 has saved
                 name = stopping.requested or "another process"
                 raise Stopped(name, step, config.steps, checkpoints.newest())
 
@@ -235,6 +241,18 @@ def fastest_convolutions(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = former
+
+
+@contextlib.contextmanager
+def layouts_unremarked() -> Iterator[None]:
+    """Context in which DDP says nothing about strides.
+
+    Weights of one channel have strides that name the same bytes in two ways, and it warns of that
+    in every process.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        yield
 
 
 @contextlib.contextmanager
