@@ -23,11 +23,15 @@ def test_all_layouts_hold_the_same_frames(layout, tmp_path):
 
 
 def test_one_line_a_layout(tmp_path, monkeypatch, capsys):
-    arguments = ["measure_layouts.py", "--folder", str(tmp_path), "--videos", "3"]
+    folder, out = tmp_path / "files", tmp_path / "results"
+    folder.mkdir()
+    arguments = ["--folder", str(folder), "--videos", "3", "--out", str(out)]
+    arguments.insert(0, "measure_layouts.py")
     monkeypatch.setattr(sys, "argv", arguments)
     measure_layouts.main()
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["layout", "cold", "warm"]
     assert [line[:20].strip() for line in lines] == list(measure_layouts.LAYOUTS)
     assert all(int(rate.replace(",", "")) > 0 for line in lines for rate in line[20:].split())
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
+    assert [path.name for path in out.iterdir()] == ["hdf5-layouts.json"]
