@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar, lines of log.jsonl, and events for TensorBoard.
+"""What a training run tells: its progress, lines of log.jsonl, and events for TensorBoard.
 
 Metrics are summed on the device and fetched only when a line is due. With several processes all
 collect, the sums are reduced, and rank 0 writes. MFU is model FLOP utilisation (Chowdhery et al.
@@ -7,10 +7,12 @@ collect, the sums are reduced, and rank 0 writes. MFU is model FLOP utilisation 
 Shapes: none of its own.
 """
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyvgpt import distributed
+from tinyvgpt.estimate import in_words
 from tinyvgpt.store import write_atomically
+
+# What progress shows of a line of log.jsonl, in this order and only what is there.
+SHOWN = {
+    "loss": "loss {}",
+    "psnr": "PSNR {} dB",
+    "bits_per_token": "{} bits/token",
+    "clips_per_second": "{} clips/s",
+    "tokens_per_second": "{} tokens/s",
+    "skipped": "{} skipped",
+}
+# The bar gives way to the words where a terminal is narrow; speed is among the words.
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 @dataclass(frozen=True)
@@ -33,35 +48,93 @@ class Rates:
     peak_flops: float | None  # a second, of all devices together; None if unknown
 
 
+class Progress:
+    """What a user watches: a bar on a terminal or in a notebook; a line now and then elsewhere.
+
+    Of several processes rank 0's is shown.
+    """
+
+    def __init__(self, start: int, steps: int):
+        """Shows `start` of `steps` steps done."""
+        self.steps, self.since, self.counted = steps, time.perf_counter(), start
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.silent = distributed.rank() != 0
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            bar_format=BAR,
+            dynamic_ncols=True,
+            disable=self.silent or not watched,
+        )
+        if start:
+            self.line(start, "resumed" if start < steps else "trained already")
+
+    def update(self) -> None:
+        """One step more."""
+        self.bar.update()
+
+    def tell(self, step: int, values: dict[str, float]) -> None:
+        """Shows the means of the last steps."""
+        if not self.bar.disable:
+            self.bar.set_postfix_str(gist(values))
+            return
+        now = time.perf_counter()
+        left = (now - self.since) / max(step - self.counted, 1) * (self.steps - step)
+        self.since, self.counted = now, step
+        self.line(step, gist(values) + (f", {in_words(left)} left" if step < self.steps else ""))
+
+    def line(self, step: int, text: str) -> None:
+        """Shows a line that stays; above the bar where there is one."""
+        if not self.silent:
+            tqdm.write(f"step {step:,}/{self.steps:,}: {text}", file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self.bar.close()
+
+
 class Log:
     """Means of the metrics between two lines of log.jsonl."""
 
-    def __init__(self, out: Path, rates: Rates, step: int, *, tensorboard: bool, skipping: bool):
-        """Goes on after `step`; lines of later steps are dropped.
+    def __init__(
+        self,
+        out: Path,
+        rates: Rates,
+        step: int,
+        steps: int,
+        device: torch.device,
+        *,
+        tensorboard: bool,
+        skipping: bool,
+    ):
+        """Goes on after `step` of `steps`; lines of later steps are dropped.
 
         With `skipping`, steps whose loss or gradient isn't finite are counted and left out.
         """
-        self.path, self.rates, self.start, self.skipping = out / "log.jsonl", rates, step, skipping
+        self.path, self.rates, self.device = out / "log.jsonl", rates, device
+        self.skipping = skipping
         self.sums: dict[str, Tensor] = {}
         self.finite: list[Tensor] = []
         self.writer: Any = None
+        if distributed.rank() == 0:
+            if self.path.exists():
+                lines = self.path.read_text().splitlines()
+                kept = "".join(line + "\n" for line in lines if _step_of(line) <= step)
+                write_atomically({self.path: lambda temporary: temporary.write_text(kept)})
+            if tensorboard:
+                self.writer = event_writer(out / "tensorboard", step)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.progress = Progress(step, steps)
         self.since = time.perf_counter()
-        if distributed.rank() != 0:
-            return
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = "".join(line + "\n" for line in lines if _step_of(line) <= step)
-            write_atomically({self.path: lambda temporary: temporary.write_text(kept)})
-        if tensorboard:
-            self.writer = event_writer(out / "tensorboard", step)
 
-    def progress(self, steps: int) -> tqdm:
-        """A progress bar over all steps, on a terminal or in a notebook, of rank 0."""
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        hidden = distributed.rank() != 0 or not watched
-        return tqdm(
-            total=steps, initial=self.start, unit="step", dynamic_ncols=True, disable=hidden
-        )
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context whose time doesn't count against the steps' speed."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def collect(self, metrics: dict[str, Tensor]) -> None:
         """Adds a step's metrics, without waiting for the device."""
@@ -96,8 +169,8 @@ class Log:
             f"{seed}); {left}. Try a lower lr, a longer warmup or float32"
         )
 
-    def write(self, step: int, **more: float) -> str:
-        """Writes speed and the means since the last call; returns the gist for the progress bar."""
+    def write(self, step: int, **more: float) -> None:
+        """Writes and shows speed and the means since the last call."""
         counted = torch.stack(self.finite).sum() if self.skipping else len(self.finite)
         sums = distributed.mean(self.sums)
         means = {name: (total / counted).item() for name, total in sums.items()}
@@ -107,21 +180,30 @@ class Log:
         means[f"{self.rates.unit}_per_second"] = self.rates.units / seconds
         if self.rates.peak_flops:
             means["mfu"] = self.rates.flops / seconds / self.rates.peak_flops
-        if torch.cuda.is_initialized():
-            means["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.write_line(step, {**means, **more})
+        if self.device.type == "cuda":
+            means["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self._append(step, {**means, **more})
+        self.progress.tell(step, means)
         self.sums, self.finite, self.since = {}, [], time.perf_counter()
-        return ", ".join(f"{name} {value:.4g}" for name, value in means.items())
 
-    def write_line(self, step: int, values: dict[str, float]) -> None:
+    def write_validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes and shows means over the validation clips, as `val_…`."""
+        self._append(step, {f"val_{name}": value for name, value in values.items()})
+        self.progress.line(step, f"validation {gist(values)}")
+
+    def _append(self, step: int, values: dict[str, float]) -> None:
         """Appends one line of JSON, and the same as TensorBoard's scalars."""
         if distributed.rank() != 0:
             return
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        # JSON has no NaN or infinity.
+        valid = {name: value if math.isfinite(value) else None for name, value in rounded.items()}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
-        for name, value in rounded.items() if self.writer else ():
-            self.writer.add_scalar(name, value, step)
+            file.write(json.dumps({"step": step, **valid}) + "\n")
+        if self.writer:
+            for name, value in rounded.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()  # or what a killed run has resumed from would be missing
 
     def write_histograms(self, step: int, values: dict[str, Tensor]) -> None:
         """Adds distributions of tensors to TensorBoard's events."""
@@ -139,7 +221,8 @@ class Log:
         self.writer.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
-        """Writes what TensorBoard's events still wait for."""
+        """Ends the progress bar; writes what TensorBoard's events still wait for."""
+        self.progress.close()
         if self.writer:
             self.writer.close()
 
@@ -151,6 +234,20 @@ def event_writer(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def gist(values: dict[str, float]) -> str:
+    """What progress shows of a line's values, to three digits."""
+    return ", ".join(
+        shown.format(three_digits(values[name]))
+        for name, shown in SHOWN.items()
+        if name in values and (name != "skipped" or values[name])
+    )
+
+
+def three_digits(value: float) -> str:
+    """A number to three digits, without an exponent where that can be: "0.998", "897,000"."""
+    return f"{float(f'{value:.3g}'):,.12g}"
 
 
 def _step_of(line: str) -> float:

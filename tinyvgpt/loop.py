@@ -87,6 +87,8 @@ def fit(
         out,
         rates(stage, config, device),
         run.step,
+        config.steps,
+        device,
         tensorboard=config.tensorboard,
         skipping=run.skipping,
     )
@@ -119,28 +121,29 @@ def train(
     config, out = run.config, checkpoints.folder
     step_of = wrapped(stage, config, device)
     stream = share_of(data, config, run.step, device)
-    with log.progress(config.steps) as bar:
-        while run.step < config.steps:
-            log.collect(take_step(stage, step_of, run, next(stream), device))
-            bar.update()
-            step, last = run.step, run.step == config.steps
-            stop = distributed.any_rank(stopping.requested is not None)
-            saving = stop or due(step, config.checkpoint_every, last)
-            if saving or due(step, config.log_every, last):
-                log.check(step, config.seed, checkpoints.newest())
+    while run.step < config.steps:
+        log.collect(take_step(stage, step_of, run, next(stream), device))
+        log.progress.update()
+        step, last = run.step, run.step == config.steps
+        stop = distributed.any_rank(stopping.requested is not None)
+        saving = stop or due(step, config.checkpoint_every, last)
+        if saving or due(step, config.log_every, last):
+            log.check(step, config.seed, checkpoints.newest())
+        if due(step, config.log_every, last):
+            log.write(step, lr=config.lr_at(step - 1))
+        with log.paused():
             if due(step, config.log_every, last):
-                bar.set_postfix_str(log.write(step, lr=config.lr_at(step - 1)))
                 log.write_histograms(step, stage.histograms(run.module))
             if validation is not None and due(step, config.validate_every, last):
-                log.write_line(step, validate(stage, run.best, validation, config, device))
+                log.write_validation(step, validate(stage, run.best, validation, config, device))
             if due(step, config.preview_every, last) and distributed.rank() == 0:
                 save_preview(stage, run.best, validation or data, out, step, log, device)
             if saving and distributed.rank() == 0:
                 run.save(checkpoints)
-            if stop and not last:
-                distributed.any_rank(False)  # nobody ends before rank 0 has saved
-                name = stopping.requested or "another process"
-                raise Stopped(name, step, config.steps, checkpoints.newest())
+        if stop and not last:
+            distributed.any_rank(False)  # nobody ends before rank 0 has saved
+            name = stopping.requested or "another process"
+            raise Stopped(name, step, config.steps, checkpoints.newest())
 
 
 def take_step(
@@ -284,7 +287,7 @@ def fixed_clips(
 def validate(
     stage: Stage, module: nn.Module, data: Dataset, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """Means of the metrics over the validation clips, as `val_…`; each process takes batches."""
+    """Means of the metrics over the validation clips; each process takes batches."""
     sums: dict[str, Tensor] = {}
     size = config.batch_size // distributed.world_size()
     stream = fixed_clips(data, config.validation_clips, size, device)
@@ -299,7 +302,7 @@ def validate(
                 sums[name] = sums.get(name, 0) + value.float() * clips
     sums = distributed.sum_(sums)
     counted = sums.pop("clips")
-    return {f"val_{name}": (total / counted).item() for name, total in sums.items()}
+    return {name: (total / counted).item() for name, total in sums.items()}
 
 
 def save_preview(

@@ -59,13 +59,15 @@ class Run:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`, one of `accumulate` parts of the step's."""
+        if self.skipping:  # an infinite loss may have a finite gradient
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
         self.scaler.scale(loss / self.config.accumulate).backward()
 
     def update(self, former: list[Tensor] | None = None) -> Tensor:
         """One step down the gradient; returns its norm (before clipping).
 
-        If the norm isn't finite and such steps are skipped, weights stay, and buffers are again
-        what they were (`former`, from `buffers`). Nothing here waits for the device.
+        If the norm isn't finite and such steps are skipped, weights and their averages stay, and
+        buffers are again what they were (`former`, from `buffers`). Nothing here waits for a GPU.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
@@ -78,18 +80,22 @@ class Run:
         for buffer, value in zip(self.module.buffers(), former or [], strict=bool(former)):
             buffer.copy_(torch.where(norm.isfinite(), buffer, value))
         self.step += 1
-        self._move_average()
+        self._move_average(norm.isfinite() if self.skipping else torch.ones_like(norm))
         return norm
 
     @torch.no_grad()
-    def _move_average(self) -> None:
-        """Averages weights over about step/10 steps at first, so that early ones are forgotten."""
+    def _move_average(self, moved: Tensor) -> None:
+        """Averages weights over about step/10 steps at first, so that early ones are forgotten.
+
+        Not if `moved`, a scalar, is 0.
+        """
         if self.average is None:
             return
         decay = min(self.config.ema, (self.step - 1) / (self.step + 8))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.module.parameters()), 1 - decay
-        )
+        weights = list(self.average.parameters())
+        changes = torch._foreach_sub(list(self.module.parameters()), weights)
+        torch._foreach_mul_(changes, moved * (1 - decay))
+        torch._foreach_add_(weights, changes)
         for averaged, buffer in zip(self.average.buffers(), self.module.buffers(), strict=True):
             averaged.copy_(buffer)
 
@@ -100,7 +106,7 @@ class Run:
             "model": self.model,
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scale": self.scaler.state_dict(),
+            "scale": None if self._fixed_scale else self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
         }
         checkpoints.save(self.step, content)
@@ -121,7 +127,7 @@ class Run:
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             self._match_layouts()
-            if self.scaler.is_enabled() and content["scale"]:
+            if not self._fixed_scale and content["scale"]:
                 self.scaler.load_state_dict(content["scale"])
             if self.average is not None:
                 self.average.load_state_dict(content["average"])
@@ -131,11 +137,19 @@ class Run:
             raise ValueError(f"{path} doesn't fit this run: {reason}") from None
 
     def _check_settings(self, path: Any, saved: Mapping[str, Any]) -> None:
+        lacking = [name for name in self.model if name not in saved]
+        if lacking:
+            raise ValueError(
+                f"{path} is of another kind of model, without {', '.join(lacking[:3])}"
+            )
         now = {**self.model, **asdict(self.config)}
         changed = [k for k in now if k not in FREE and saved.get(k) != now[k]]
         if changed:
             differences = ", ".join(f"{k} was {saved.get(k)}, is {now[k]}" for k in changed)
-            raise ValueError(f"{path} is of a run with other settings: {differences}")
+            raise ValueError(
+                f"{path} is of a run with other settings: {differences}. Go on with its settings, "
+                "or train in another folder"
+            )
 
     def _match_layouts(self) -> None:
         """Gives AdamW's moments their parameters' memory layouts, which devices may differ in."""

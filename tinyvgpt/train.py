@@ -176,8 +176,8 @@ def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
 
 
 def about_data(data: Dataset) -> str:
-    """How many clips there are, and what sixteen of them look like."""
-    return f"{len(data)} clips {looks(data, len(data))}"
+    """How many clips there are, and a fingerprint of sixteen of them."""
+    return f"{len(data):,} clips (fingerprint {looks(data, len(data))})"
 
 
 def check_conditions(data: Dataset, model: VideoGPT) -> None:
