@@ -35,20 +35,19 @@ def newest(out):
     return int(path.stem.split("-")[1]) if path else 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vqvae", "gpt"])
-@pytest.mark.parametrize("trial", range(3))
-def test_killed_runs_end_as_uninterrupted_ones(tmp_path, stage, trial):
-    """Ten SIGKILLs at random moments, saving included, change no bit of the weights."""
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_uninterrupted_ones(tmp_path, stage, kills):
+    """SIGKILLs at random moments, saving included, change no bit of the weights."""
     threads = torch.get_num_threads()
     try:
         expected = run(stage, tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
-    out, moments = tmp_path / "killed", random.Random(f"{stage} {trial}")
+    out, moments = tmp_path / "killed", random.Random(f"{stage} {kills}")
     command = [sys.executable, "-c", CHILD.format(stage=stage, out=str(out))]
     reached = []
-    for _ in range(10):
+    for _ in range(kills):
         seen = newest(out)
         reached.append(seen)
         child = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
@@ -60,7 +59,8 @@ def test_killed_runs_end_as_uninterrupted_ones(tmp_path, stage, trial):
         time.sleep(moments.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert len(set(reached)) > 3, "the process was killed while it trained"
+    assert 0 < newest(out) < LONG.steps, "the process was killed while it trained"
+    assert len(set(reached)) > kills // 3
     subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, check=True)
     saved = VQVAE.from_pretrained(out) if stage == "vqvae" else VideoGPT.from_pretrained(out)
     assert same(saved, expected)

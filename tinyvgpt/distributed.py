@@ -9,6 +9,7 @@ the same order. Shapes: none of its own.
 """
 
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,14 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[torch
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        backend,
+        timeout=timeout,
+        store=fresh(store, rank, size, timeout),
+        rank=rank,
+        world_size=size,
+    )
     try:
         yield device
     except BaseException:
@@ -77,6 +85,35 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[torch
     if dist.is_initialized():  # not if the caller has left the group already
         time.sleep(SETTLING)
         dist.destroy_process_group()
+
+
+def fresh(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """A part of `store` in which nothing is left of earlier processes.
+
+    When torchrun restarts processes (--max-restarts), its store still has the addresses of those
+    that have ended, and a process that reads one before it is overwritten can't connect
+    (pytorch/pytorch#135712, #167288). Processes can't agree on a new name by the number of
+    restarts, which each machine counts for itself. So each asks rank 0 by a random name, and only
+    a living rank 0 answers that.
+    """
+    name = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"asks {rank}", name)
+        session = store.get(f"answer to {name}").decode()
+        store.add(f"heard {session}", 1)
+        return dist.PrefixStore(session, store)
+    answered, until = set(), time.monotonic() + timeout.total_seconds()
+    while store.add(f"heard {name}", 0) < world_size - 1:
+        for other in range(1, world_size):
+            if store.check([f"asks {other}"]):
+                asker = store.get(f"asks {other}").decode()
+                if asker not in answered:  # perhaps of an ended process: that harms nobody
+                    store.set(f"answer to {asker}", name)
+                    answered.add(asker)
+        if time.monotonic() > until:
+            raise TimeoutError(f"not all of {world_size} processes have come within {timeout}")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def _leave_at_once(device: torch.device) -> None:
