@@ -74,8 +74,8 @@ def fit(
 ) -> Any:
     """Trains `stage.module`; returns it, or its averaged copy, in evaluation mode."""
     out = Path(out)
-    make_writable(out)
     distributed.check_batch(config.batch_size, distributed.world_size(), config.accumulate)
+    make_writable(out)
     stage.module.to(device).train()
     if device.type == "cuda":  # the layout for which cuDNN's convolutions are faster
         stage.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -180,6 +180,8 @@ def wrapped(stage: Stage, config: TrainConfig, device: torch.device) -> nn.Modul
     if distributed.world_size() == 1:
         return step
     ids = [device.index] if device.type == "cuda" else None
+    # Cutting compiled graphs for DDP's buckets is refused where they hold an autograd.Function.
+    torch._dynamo.config.optimize_ddp = False
     # Buffers need no broadcast: batch norms and codebooks reduce what moves them.
     parameters = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in parameters  # in PyTorch 2.13
@@ -228,8 +230,10 @@ def due(step: int, every: int, last: bool) -> bool:
 
 def make_writable(out: Path) -> None:
     """Makes the run's folder; OSError if nothing can be written there."""
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise OSError(f"the run's folder {out} is a file")
     try:
+        out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise OSError(f"the run's folder {out} can't be written to: {error.strerror}") from None
@@ -271,8 +275,8 @@ def memory_explained(config: TrainConfig) -> Iterator[None]:
         clips = config.batch_size // distributed.world_size() // config.accumulate
         raise ValueError(
             f"out of memory with {clips} clips at a time: raise accumulate (now "
-            f"{config.accumulate}), which changes no step, set the model's checkpointing, or lower "
-            f"batch_size (now {config.batch_size})"
+            f"{config.accumulate}), so that a step takes its clips in smaller parts, set the "
+            f"model's checkpointing, or lower batch_size (now {config.batch_size})"
         ) from error
 
 
