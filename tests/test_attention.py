@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tinyvgpt.attention import (
     StridedLayout,
     attend,
     attend_short,
+    backends,
     merge_heads,
     split_heads,
 )
@@ -68,6 +70,19 @@ def test_attend_with_a_mask(n):
     mask = torch.rand(n, 7) < 0.5
     mask[:, 0] = True
     assert_close(attend(q, k, v, mask=mask), definition(q, k, v, mask))
+
+
+@pytest.mark.parametrize(
+    ("major", "first"), [(7, "FLASH"), (8, "FLASH"), (9, "CUDNN"), (10, "CUDNN")]
+)
+def test_backends(monkeypatch, major, first):
+    """All of them, so that what the fastest can't do is done; cuDNN's first where it is faster."""
+    properties = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    found = [backend.name for backend in backends(torch.device("cuda"))]
+    assert found[0] == f"{first}_ATTENTION"
+    assert found[-1] == "MATH"
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize("causal", [False, True])

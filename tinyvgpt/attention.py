@@ -13,14 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# On Hopper, cuDNN's kernels take two thirds of FlashAttention-2's time; what the first can't do
-# goes to the next. It plans anew for every length, so this is for whole sequences, not decoding.
-BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 SHORT = 64  # keys up to which a fused kernel would mostly wait; see `attend_short`
 PACKED = 32  # positions that several shorter rows are packed into
 
@@ -60,8 +52,20 @@ def attend(
         return attend_short(q, k, v, causal=causal)
     if not (q.is_cuda and plain and n == m):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-    with sdpa_kernel(BACKENDS, set_priority=True):
+    with sdpa_kernel(backends(q.device), set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+
+
+def backends(device: torch.device) -> list[SDPBackend]:
+    """PyTorch's kernels for whole sequences, the fastest first; what one can't do the next does.
+
+    On Hopper cuDNN's take two thirds of FlashAttention-2's time. They are planned anew for every
+    length, so decoding, where lengths grow, leaves the choice to PyTorch.
+    """
+    fastest = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+    if torch.cuda.get_device_properties(device).major >= 9:
+        fastest.reverse()
+    return [*fastest, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend_short(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
