@@ -21,9 +21,8 @@ from tinyvgpt.vqvae import VQVAEConfig
 # Dense peaks in TFLOP/s: (float16, bfloat16, float32 on ordinary cores, that is TF32 off). Where a
 # data sheet gives figures "with sparsity", half of them. Products accumulate in float32, as
 # PyTorch's do. A GPU is known by whole words of its name, so that an A10G is no A10.
-# Sources, all NVIDIA's: the data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU", of A100,
-# A40, A10, L40, L40S, L4, V100 and T4, of A10G for AWS (2022); the white papers "Ada GPU
-# architecture" (RTX 4090) and "Ampere GA102 GPU architecture" (RTX 3090).
+# The figures are NVIDIA's as others restate them; its data sheets (H100 to T4, A10G for AWS) and
+# white papers (RTX 4090: Ada; RTX 3090: Ampere GA102) were not opened for this table.
 PEAKS: dict[str, tuple[float, float | None, float]] = {
     "H200": (989.5, 989.5, 67),
     "H100 HBM3": (989.5, 989.5, 67),  # SXM

@@ -48,6 +48,11 @@ class Rates:
     peak_flops: float | None  # a second, of all devices together; None if unknown
 
 
+# Steps in a row that a run skips before it gives up. float16 skips some at the start, until its
+# loss's scale, 2^16, has been halved often enough: 16 times at most to leave the loss as it is.
+PATIENCE = 20
+
+
 class Progress:
     """What a user watches: a bar on a terminal or in a notebook; a line now and then elsewhere.
 
@@ -85,9 +90,11 @@ class Progress:
 
     def line(self, step: int, text: str) -> None:
         """Shows a line that stays; above the bar where there is one."""
-        if not self.silent:
-            tqdm.write(f"step {step:,}/{self.steps:,}: {text}", file=sys.stderr)
-            sys.stderr.flush()
+        line = f"step {step:,}/{self.steps:,}: {text}"
+        if not self.bar.disable:
+            tqdm.write(line, file=sys.stderr)
+        elif not self.silent:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
@@ -113,7 +120,7 @@ class Log:
         With `skipping`, steps whose loss or gradient isn't finite are counted and left out.
         """
         self.path, self.rates, self.device = out / "log.jsonl", rates, device
-        self.skipping = skipping
+        self.skipping, self.good = skipping, step  # good: the last step that was finite
         self.sums: dict[str, Tensor] = {}
         self.finite: list[Tensor] = []
         self.writer: Any = None
@@ -149,8 +156,7 @@ class Log:
     def check(self, step: int, seed: int, saved: Path | None) -> None:
         """Raises ValueError if a loss or gradient since the last line isn't finite, in any process.
 
-        Where such steps are skipped, only if there was no other since the last line. Waits for the
-        device.
+        Where such steps are skipped, only if the last `PATIENCE` ones were. Waits for the device.
 
         Args:
             step: steps done.
@@ -160,9 +166,12 @@ class Log:
         if not self.finite:
             return
         finite = distributed.mean({"": torch.stack(self.finite).float()})[""] == 1
-        if finite.all() or (self.skipping and finite.any()):
+        if finite.any():
+            self.good = step - int(finite.flip(0).int().argmax())
+        if finite.all() or (self.skipping and step - self.good < PATIENCE):
             return
         bad = step - len(finite) + int(finite.int().argmin()) + 1
+        bad = self.good + 1 if self.skipping else bad
         left = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint"
         raise ValueError(
             f"the loss or its gradient is not finite at step {bad} (batch {bad - 1} of seed "

@@ -92,8 +92,9 @@ class Run:
         if self.average is None:
             return
         decay = min(self.config.ema, (self.step - 1) / (self.step + 8))
-        weights = list(self.average.parameters())
-        changes = torch._foreach_sub(list(self.module.parameters()), weights)
+        weights: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.module.parameters())
+        changes: list[Tensor] = list(torch._foreach_sub(current, weights))
         torch._foreach_mul_(changes, moved * (1 - decay))
         torch._foreach_add_(weights, changes)
         for averaged, buffer in zip(self.average.buffers(), self.module.buffers(), strict=True):

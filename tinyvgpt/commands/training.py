@@ -39,6 +39,7 @@ class TrainVQVAE(ClipOptions):
         if self.dry_run:
             print(describe(self.vqvae, self.train))
             return
+        self.train.torch_device()  # refused before large data are opened
         data = self.open_for(self.vqvae, self.data, "train")
         torch.manual_seed(self.train.seed)
         vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
@@ -74,6 +75,7 @@ class TrainGPT(ClipOptions):
         if self.dry_run:
             print(describe(self.gpt, self.train))
             return
+        self.train.torch_device()  # refused before large data are opened
         torch.manual_seed(self.train.seed)
         if bool(self.init) == bool(self.vqvae):
             raise ValueError("give --vqvae, a trained tokenizer, or --init, a trained model")
