@@ -179,7 +179,12 @@ def test_the_log_is_written_once_and_tells_of_all_clips(roots, one, two, scenari
         assert all(line["perplexity"] > 2 for line in training)
 
 
-def test_accumulating_changes_nothing(two):
+def test_accumulating_changes_nothing(roots, two):
+    """Nor the gradient's norm, which AdamW and clipping would hide."""
+    for whole, parts in zip(
+        *(step_lines(roots[1] / s) for s in ("gpt", "accumulated")), strict=True
+    ):
+        assert parts == pytest.approx(whole, rel=1e-4)
     for whole, parts in zip(two[0]["gpt"], two[0]["accumulated"], strict=True):
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5)
