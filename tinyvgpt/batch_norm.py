@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tinyvgpt.compiling import uncompiled
 from tinyvgpt.distributed import rank, world_size
 
 
@@ -82,7 +83,7 @@ def combined(mean: Tensor, var: Tensor, size: int) -> tuple[Tensor, Tensor, Tens
 # Traced, this would be a higher-order operation, and PyTorch's optimizer of compiled graphs for DDP
 # refuses those in earlier versions (pytorch/pytorch#104674). So this alone stays out of graphs, and
 # what is before and after it is compiled.
-@torch.compiler.disable
+@uncompiled
 def gathered(row: Tensor) -> Tensor:
     """The rows (n,) of all processes as (R, n), differentiable; the same bits in all of them."""
     return _Gathered.apply(row)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tinyvgpt.compiling import uncompiled
 from tinyvgpt.distributed import rank, world_size
 
 ROWS_AT_A_TIME = 16384  # vectors compared with all codes at once: bounds the (rows, K) distances
@@ -60,7 +61,7 @@ class Codebook(nn.Module):
 
     # Sizes of the update and whether it initialises depend on data, and torch.compile would compile
     # a graph for each; nothing here gets faster by it.
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, z: Tensor) -> Quantized:
         """Quantises z (B, D, t, h, w); in training mode also moves the codes towards z.
 

@@ -180,8 +180,9 @@ def wrapped(stage: Stage, config: TrainConfig, device: torch.device) -> nn.Modul
     if distributed.world_size() == 1:
         return step
     ids = [device.index] if device.type == "cuda" else None
-    # Cutting compiled graphs for DDP's buckets is refused where they hold an autograd.Function.
-    torch._dynamo.config.optimize_ddp = False
+    if config.compiled(device):
+        # Cutting graphs for DDP's buckets may be refused where they hold an autograd.Function.
+        torch._dynamo.config.optimize_ddp = False
     # Buffers need no broadcast: batch norms and codebooks reduce what moves them.
     parameters = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in parameters  # in PyTorch 2.13
