@@ -9,7 +9,8 @@ import torch
 from test_train import QUICK, Clips, Stop, StopsAfter, fresh_vqvae, lines, replace, same
 
 from tinyvgpt import loop
-from tinyvgpt.log import Log, Rates, gist, three_digits
+from tinyvgpt.log import Log, Rates
+from tinyvgpt.progress import gist, three_digits
 from tinyvgpt.train import train_vqvae
 
 CPU = torch.device("cpu")

@@ -7,6 +7,7 @@ Shapes: none of its own.
 
 import contextlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -55,9 +56,11 @@ def usage() -> str:
     return "\n".join(["usage: tinyvgpt COMMAND [options]; tinyvgpt COMMAND --help", "", *lines])
 
 
-def one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning without the place in our code that gave it."""
-    return f"tinyvgpt: {' '.join(str(message).split())}\n"
+def one_line(message: BaseException | str, *_: Any, **__: Any) -> str:
+    """An error, or a warning without the place in our code that gave it."""
+    rank = os.environ.get("RANK", "0")  # torchrun's number of this process
+    who = "tinyvgpt" if rank == "0" else f"tinyvgpt, process {rank}"
+    return f"{who}: {' '.join(str(message).split())}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"no command {name!r}; {hint}")
         parse(name, rest).run()
     except Stopped as stopped:
-        print(f"tinyvgpt: {stopped}", file=sys.stderr)
+        sys.stderr.write(one_line(stopped))
         return EXIT_STOPPED
     except (ValueError, OSError, ImportError) as error:
-        print(f"tinyvgpt: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(one_line(error))
         return 2
     finally:
         warnings.formatwarning = formatted

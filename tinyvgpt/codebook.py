@@ -132,7 +132,6 @@ class Codebook(nn.Module):
             self.codes.copy_(fresh)
             self.total.copy_(fresh)
             self.count.fill_(1.0)
-            self._initialised = True
 
     @torch.no_grad()
     def _update(self, flat: Tensor, tokens: Tensor, usage: Tensor) -> Tensor:

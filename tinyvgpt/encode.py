@@ -31,6 +31,7 @@ from tinyvgpt.data.tokens import (
     open_shard,
     shard_path,
 )
+from tinyvgpt.progress import hidden
 from tinyvgpt.store import write_atomically
 from tinyvgpt.videogpt import evaluating
 from tinyvgpt.vqvae import VQVAE
@@ -58,7 +59,9 @@ def encode_dataset(
     Of `video` the `first_frames` first ones are kept, which a model may be conditioned on.
     """
     parts: dict[str, list[Tensor]] = {}
-    for start in tqdm(range(0, min(clips, len(data)), ENCODED_AT_A_TIME), desc="encoding"):
+    for start in tqdm(
+        range(0, min(clips, len(data)), ENCODED_AT_A_TIME), desc="encoding", disable=hidden()
+    ):
         stop = min(start + ENCODED_AT_A_TIME, clips, len(data))
         batch = data.batch(range(start, stop), device)
         tokens = encode(vqvae, batch).to(torch.int32)
@@ -217,7 +220,9 @@ def _encode_shards(
     """Encodes and writes shard `done` and those after it, of so many clips in all."""
     size = ENCODED_AT_A_TIME * SHARD_BATCHES
     first = done * size
-    with tqdm(total=clips, initial=min(first, clips), unit="clip", desc="encoding") as bar:
+    with tqdm(
+        total=clips, initial=min(first, clips), unit="clip", desc="encoding", disable=hidden()
+    ) as bar:
         for number, start in enumerate(range(first, clips, size), done):
             rows = min(size, clips - start)
             _write_shard(folder, number, _shard(vqvae, stream, rows, first_frames, bar))

@@ -93,12 +93,7 @@ def fit(
         skipping=run.skipping,
     )
     try:
-        with (
-            fastest_convolutions(device),
-            layouts_unremarked(),
-            Stopping() as stopping,
-            memory_explained(config),
-        ):
+        with fastest_convolutions(device), layouts_unremarked(), Stopping() as stopping:
             train(stage, run, log, checkpoints, data, validation, stopping, device)
     finally:
         log.close()
@@ -268,10 +263,9 @@ def memory_explained(config: TrainConfig) -> Iterator[None]:
     """Context in which running out of memory says what to lower (ValueError)."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
-            error
-        ):
+    except (RuntimeError, MemoryError) as error:
+        kinds = torch.OutOfMemoryError, MemoryError
+        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
             raise
         clips = config.batch_size // distributed.world_size() // config.accumulate
         raise ValueError(

@@ -45,7 +45,7 @@ class TrainVQVAE(ClipOptions):
         vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
         validation = self.open_for(self.vqvae, self.data, "val")
         train_vqvae(vqvae, data, self.train, self.out, validation=validation)
-        print(f"tokenizer in {self.out}")
+        print_once(f"tokenizer in {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class TrainGPT(ClipOptions):
             model = VideoGPT(model.vqvae, model.gpt, data.label_names)
         validation = self.open_for(model.vqvae.config, self.data, "val")
         train_gpt(model, data, self.train, self.out, validation=validation)
-        print(f"model in {self.out}")
+        print_once(f"model in {self.out}")
 
     def new_model(self, vqvae: VQVAE, labels: int) -> VideoGPT:
         """A fresh GPT over a tokenizer, for data with so many labels."""
@@ -101,6 +101,12 @@ class TrainGPT(ClipOptions):
             fields["classes"] = labels
         config = replace(self.gpt, **fields)
         return VideoGPT(vqvae, GPT(config, vqvae.codebook.codes))
+
+
+def print_once(line: str) -> None:
+    """Prints in the first of torchrun's processes, or in the only one."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def describe(config: VQVAEConfig | GPTConfig, train: TrainConfig) -> str:
