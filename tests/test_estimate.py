@@ -121,11 +121,21 @@ def test_describe(monkeypatch):
     assert lines[1] == "clip: 4 frames of 16 × 16 × 3"
     assert lines[2] == "tokens: 2 × 4 × 8 = 64 a clip, of 16 codes"
     assert lines[3] == "training: 2,000 steps of 8 clips, 512 tokens a step"
-    assert lines[4].startswith(f"memory (estimate): {in_units(sum(needed), 1024)}B (weights ")
-    assert f"average {in_units(needed.average, 1024)}B, activations" in lines[4]
-    assert lines[5] == f"work: {in_units(work)}FLOP a step, {in_units(2000 * work)}FLOP in all"
-    assert f"{in_words(work / 0.5e9)} a step" in lines[6]
-    assert f"{in_words(2000 * work / 0.5e9)} in all on this CPU" in lines[6]
+    assert (
+        lines[4] == "on this CPU: float32, not compiled, 2 processes of 4 clips, 2 clips at a time"
+    )
+    assert lines[5] == f"memory (estimate): {in_units(sum(needed), 1024)}B"
+    assert f"average {in_units(needed.average, 1024)}B, activations" in lines[6]
+    assert lines[7] == f"work: {in_units(work)}FLOP a step, {in_units(2000 * work)}FLOP in all"
+    a_step, in_all = (in_words(float(f"{n * work / 0.5e9:.2g}")) for n in (1, 2000))
+    assert lines[8] == f"time (estimate): {a_step} a step, {in_all} in all"
+
+
+def test_describe_in_one_process(monkeypatch):
+    monkeypatch.setattr(estimate, "product_rate", lambda device, dtype: 1e9)
+    train = TrainConfig(batch_size=8, precision="bfloat16", compile="on")
+    lines = describe(SMALL, train, CPU).splitlines()
+    assert lines[4] == "on this CPU: bfloat16, compiled"
 
 
 def test_units():
@@ -137,3 +147,4 @@ def test_units():
         "3 min",
         "2 h 5 min",
     ]
+    assert in_words(800 * 86400) == "2 years"

@@ -175,25 +175,33 @@ def describe(
             f"clip: {config.frames} frames of {size} × {size} × {config.channels}",
             f"tokens: {t} × {h} × {w} = {tokens:,} a clip, of {config.codes:,} codes",
             f"training: {train.steps:,} steps of {batch} clips, {batch * tokens:,} tokens a step",
-            memory_line(config, train, device, clips if at_once is None else at_once),
+            f"on {device_name(device)}: {way_line(train, device, clips, at_once or clips)}",
+            *memory_lines(config, train, device, at_once or clips),
             f"work: {in_units(flops)}FLOP a step, {in_units(flops * train.steps)}FLOP in all",
-            f"time (estimate): {in_words(seconds)} a step, "
-            f"{in_words(seconds * train.steps)} in all on {device_name(device)}",
+            f"time (estimate): {in_words(two_digits(seconds))} a step, "
+            f"{in_words(two_digits(seconds * train.steps))} in all",
         ]
     )
 
 
-def memory_line(config: Config, train: TrainConfig, device: torch.device, clips: int) -> str:
+def way_line(train: TrainConfig, device: torch.device, clips: int, at_once: int) -> str:
+    """How `describe` says that a process computes its `clips` clips of a step."""
+    way = str(train.dtype(device)).removeprefix("torch.")
+    way += ", compiled" if train.compiled(device) else ", not compiled"
+    if clips < train.batch_size:
+        way += f", {train.batch_size // clips} processes of {clips} clips"
+    return way + (f", {at_once} clips at a time" if at_once < clips else "")
+
+
+def memory_lines(config: Config, train: TrainConfig, device: torch.device, clips: int) -> list[str]:
     """What `describe` says of memory."""
     dtype, compiled = train.dtype(device), train.compiled(device)
     needed = memory(config, train, clips, dtype=dtype, compiled=compiled)
-    parts = ", ".join(
-        f"{name} {in_units(value, 1024)}B" for name, value in needed._asdict().items() if value
-    )
-    line = f"memory (estimate): {in_units(sum(needed), 1024)}B ({parts})"
+    parts = [f"{n} {in_units(value, 1024)}B" for n, value in needed._asdict().items() if value]
+    line = f"memory (estimate): {in_units(sum(needed), 1024)}B"
     if device.type == "cuda":
         line += f" of {in_units(torch.cuda.mem_get_info(device)[1], 1024)}B"
-    return line
+    return [line, f"  {', '.join(parts)}"]
 
 
 def device_name(device: torch.device) -> str:
@@ -211,7 +219,7 @@ def in_units(value: float, base: int = 1000) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A time: "35 ms", "12 s", "3 min", "2 h 5 min", "12 days"."""
+    """A time: "35 ms", "12 s", "3 min", "2 h 5 min", "12 days", "3 years"."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 100:
@@ -221,4 +229,10 @@ def in_words(seconds: float) -> str:
         return f"{minutes} min"
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes / 1440:,.0f} days"
+    days = minutes / 1440
+    return f"{days:,.0f} days" if days < 730 else f"{days / 365.25:,.0f} years"
+
+
+def two_digits(value: float) -> float:
+    """A number rounded to as many digits as an estimate has."""
+    return float(f"{value:.2g}")
