@@ -16,7 +16,7 @@ FREE = {
     *("validate_every", "validation_clips", "preview_every", "tensorboard", "non_finite"),
     *("compile", "accumulate"),
 }
-COMPILING_PAYS = 1000  # steps from which on a GPU wins back the half to two minutes of compiling
+COMPILING_PAYS = 2000  # steps in which a GPU wins back the half to two minutes of compiling
 CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "compile": ("auto", "on", "off"),

@@ -17,7 +17,7 @@ import torch
 from torch.multiprocessing import start_processes
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
-from tinyvgpt.bench.train import RELEASED, timed
+from tinyvgpt.bench.train import RELEASED, fast, timed
 from tinyvgpt.distributed import any_rank, joined, rank
 from tinyvgpt.loop import Batch, Stage, fastest_convolutions, take_step, wrapped
 from tinyvgpt.run import Run
@@ -98,7 +98,7 @@ def measure(
     places = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in places.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    config = TrainConfig(batch_size=batch * count, device=device)
+    config = fast(batch * count, torch.device(device))
     with joined(config.torch_device()) as place, fastest_convolutions(place):
         stage, data = made(stage_name, vqvae, gpt, config, batch, place)
         run = Run(stage.module, config, stage.about)
