@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -215,6 +216,18 @@ def test_info(model, capsys):
     assert torch.__version__ in printed
     assert run("info", model) == 0
     assert "latent_shape = [2, 4, 4]" in capsys.readouterr().out
+
+
+def test_info_on_a_gpu(monkeypatch, capsys):
+    """It says which attention kernels training uses there."""
+    gpu = SimpleNamespace(major=9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert "CUDA device: Some GPU" in printed
+    assert "in training CUDNN_ATTENTION, else FLASH_ATTENTION" in printed
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from tinyvgpt import __version__, video
+from tinyvgpt.attention import backends
 from tinyvgpt.commands.common import ClipOptions, Name, check_count
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
@@ -78,7 +79,9 @@ class Info:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         print(f"tinyvgpt {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
         print(f"CUDA device: {gpu}; CPU threads: {torch.get_num_threads()}")
-        print("attention: PyTorch's scaled_dot_product_attention")
+        order = [kernel.name for kernel in backends(torch.device("cuda"))] if gpu != "none" else []
+        kernels = f", in training {', else '.join(order[:2])}" if order else ""
+        print(f"attention: PyTorch's scaled_dot_product_attention{kernels}")
         shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
         print(f"shipped models: {', '.join(shipped)}")
         print("presets:")
