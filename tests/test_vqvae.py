@@ -152,6 +152,18 @@ def test_autocast():
     assert error < 1e-3 * exact.reconstruction.var()
 
 
+def test_what_is_quantised_is_made_in_float32():
+    """Whatever the precision of the rest; a model that is all bfloat16 stays that."""
+    torch.manual_seed(0)
+    vqvae = trained_a_little(small())
+    x = torch.rand(2, 3, 8, 8, 8) - 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded, z = vqvae.encoder(x), vqvae.features(x)
+        assert vqvae.to_code(encoded).dtype == torch.bfloat16
+    assert torch.equal(z, vqvae.to_code(encoded.float()))
+    assert vqvae.bfloat16().features(x.bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

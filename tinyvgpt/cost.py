@@ -74,12 +74,14 @@ def on_meta(config: Config) -> VQVAE | GPT:
         if isinstance(config, GPTConfig):
             return GPT(config)
         vqvae = VQVAE(config)
+    # What switches off autocast, which the meta device doesn't know, is done without.
     vqvae.codebook = Search(vqvae.codebook)  # type: ignore[assignment]
+    vqvae.features = lambda x: vqvae.to_code(vqvae.encoder(x))  # type: ignore[method-assign]
     return vqvae
 
 
 class Search(nn.Module):
-    """The codebook's search and loss; its own forward switches off autocast, unknown to meta."""
+    """The codebook's search and loss."""
 
     def __init__(self, codebook: Codebook):
         super().__init__()

@@ -238,7 +238,10 @@ class VQVAE(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Encoder output before quantisation: (B, C, T, H, W) to (B, code_dim, t, h, w)."""
         self._check_clip(x)
-        return self.to_code(self.encoder(x))
+        z = self.encoder(x)
+        # Small differences decide which code is nearest: bfloat16's rounding would blur them.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.to_code(z.to(self.to_code.weight.dtype))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
