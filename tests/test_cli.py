@@ -218,6 +218,14 @@ def test_info(model, capsys):
     assert "latent_shape = [2, 4, 4]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("rank", "who"), [(None, "tinyvgpt: "), ("1", "tinyvgpt, process 1: ")])
+def test_lines_say_which_process(monkeypatch, capsys, rank, who):
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert run("sample", "nowhere") == 2
+    assert capsys.readouterr().err.startswith(f"{who}no model 'nowhere'")
+
+
 def test_info_on_a_gpu(monkeypatch, capsys):
     """It says which attention kernels training uses there."""
     gpu = SimpleNamespace(major=9)
