@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, open_dataset
-from tinyvgpt.bench.learning import exact_float32
+from tinyvgpt.bench import exact_float32
 from tinyvgpt.bench.train import gradient_error
-from tinyvgpt.loop import fastest_convolutions, take_step, wrapped
+from tinyvgpt.loop import fastest_convolutions, place, take_step, wrapped
 from tinyvgpt.run import Run
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import gpt_stage, train_gpt, train_vqvae, vqvae_stage
@@ -135,7 +135,7 @@ def test_steps_wait_for_nothing(stage):
     else:
         model.vqvae.cuda()
         made = gpt_stage(model, config, "")
-    made.module.to(CUDA).train()
+    place(made.module, CUDA)
     with fastest_convolutions(CUDA):
         run, step_of = Run(made.module, config, {}), wrapped(made, config, CUDA)
         for _ in range(3):

@@ -5,7 +5,7 @@ what torch.save writes, a zip archive, and in the place for the archive's commen
 APPNOTE.TXT, §4.3.16) the CRC-32 of the whole file before it. The archive has a CRC-32 for each
 tensor too, but torch.load doesn't look at them, and they don't cover the archive's own directory: a
 flipped bit there may give other tensors without an error. A damaged checkpoint is set aside as
-`….pt.damaged`, and the one before is used.
+`….pt.damaged`, and the one before is used. Chapter 16 reads this file.
 
 Shapes: none of its own.
 """

@@ -1,4 +1,4 @@
-"""Keeping functions out of torch.compile's graphs.
+"""Keeping functions out of torch.compile's graphs; chapter 16 says why.
 
 Shapes: none of its own.
 """

@@ -2,6 +2,7 @@
 
 Models are run on PyTorch's meta device, where tensors have shapes and no values, so that nothing is
 allocated. What is counted is the model's maths: it does not depend on which kernels compute it.
+Chapter 16 uses both this file and `estimate`.
 
 Shapes: B batch · nh heads · N queries · M keys · d dv head dims.
 """

@@ -5,7 +5,9 @@ process is (https://docs.pytorch.org/docs/stable/elastic/run.html). `joined` rea
 here does nothing where there is one process, so the training loop is the same for one and many.
 
 Every function here that talks to the other processes is collective: all of them must call it, in
-the same order. Shapes: none of its own.
+the same order. Chapter 16 builds this file.
+
+Shapes: none of its own.
 """
 
 import os

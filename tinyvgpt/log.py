@@ -2,7 +2,8 @@
 
 Metrics are summed on the device and fetched only when a line is due. With several processes all
 collect, the sums are reduced, and rank 0 writes. MFU is model FLOP utilisation (Chowdhery et al.
-2022, appendix B): what the model needs over what the devices could have done in that time.
+2022, appendix B): what the model needs over what the devices could have done in that time. Chapter
+06 reads the log, chapter 16 MFU.
 
 Shapes: none of its own.
 """

@@ -13,7 +13,7 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Stage:
     preview: Callable[[Any, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
     save: Callable[[Any, Path], None]  # writes the model
     prepare: Callable[[Batch], Batch] = lambda batch: batch  # what needs no gradient, first
-    histograms: Callable[[Any], Batch] = field(default=lambda module: {})  # for TensorBoard
+    histograms: Callable[[Any], Batch] = lambda module: {}  # for TensorBoard
 
 
 class Step(nn.Module):
@@ -76,9 +76,7 @@ def fit(
     out = Path(out)
     distributed.check_batch(config.batch_size, distributed.world_size(), config.accumulate)
     make_writable(out)
-    stage.module.to(device).train()
-    if device.type == "cuda":  # the layout for which cuDNN's convolutions are faster
-        stage.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    place(stage.module, device)
     run = Run(stage.module, config, stage.about)
     checkpoints = Checkpoints(out, config.keep)
     run.resume(checkpoints)
@@ -100,6 +98,13 @@ def fit(
     if distributed.rank() == 0:
         stage.save(run.best, out)
     return run.best.eval()
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Moves a module to where it trains, in the layout in which it trains fastest there."""
+    module.to(device).train()
+    if device.type == "cuda":  # cuDNN's convolutions are faster with channels last
+        module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def train(

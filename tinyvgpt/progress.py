@@ -1,4 +1,4 @@
-"""What a user watches while something runs.
+"""What a user watches while something runs; chapter 06 shows it.
 
 Shapes: none of its own.
 """

@@ -1,4 +1,4 @@
-"""What a training run is told.
+"""What a training run is told; chapter 06 goes through it.
 
 Shapes: none of its own.
 """

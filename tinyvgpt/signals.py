@@ -1,6 +1,7 @@
 """Asking a training run to stop: it ends its step, saves, and leaves with an exit code of its own.
 
-Sources: signal(7); Slurm's sbatch(1), `--signal`; sysexits.h of BSD for the exit code.
+Chapter 16 reads this file. Sources: signal(7); Slurm's sbatch(1), `--signal`; sysexits.h of BSD for
+the exit code.
 
 Shapes: none of its own.
 """

@@ -8,6 +8,8 @@ Shapes: none of its own.
 import datetime
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,3 +35,14 @@ def record(result: dict, name: str, command: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, **result}, indent=2) + "\n")
     return path
+
+
+@contextmanager
+def exact_float32(wanted: bool) -> Iterator[None]:
+    """Context in which, if wanted, float32 convolutions are not rounded to TF32."""
+    former = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = former and not wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = former

@@ -9,8 +9,6 @@ Shapes: none of its own.
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from tinyvgpt import GPT, VQVAE, VideoGPT, open_dataset
+from tinyvgpt.bench import exact_float32
 from tinyvgpt.data import Dataset
 from tinyvgpt.presets import moving_mnist
 from tinyvgpt.settings import TrainConfig
@@ -81,14 +80,3 @@ def window_means(folder: Path) -> list[float]:
     each = WINDOW // LOGGED
     starts = range(0, len(losses) - each + 1, each)
     return [sum(losses[start : start + each]) / each for start in starts]
-
-
-@contextmanager
-def exact_float32(wanted: bool) -> Iterator[None]:
-    """Context in which, if wanted, float32 convolutions are not rounded to TF32."""
-    former = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = former and not wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = former

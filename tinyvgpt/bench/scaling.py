@@ -17,10 +17,9 @@ import torch
 from torch.multiprocessing import start_processes
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
-from tinyvgpt.bench.train import RELEASED, fast, timed
+from tinyvgpt.bench.train import RELEASED, fast, ours, timed
 from tinyvgpt.distributed import any_rank, joined, rank
-from tinyvgpt.loop import Batch, Stage, fastest_convolutions, take_step, wrapped
-from tinyvgpt.run import Run
+from tinyvgpt.loop import Batch, Stage, fastest_convolutions, place
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import gpt_stage, vqvae_stage
 
@@ -99,16 +98,15 @@ def measure(
     os.environ.update({name: str(value) for name, value in places.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     config = fast(batch * count, torch.device(device))
-    with joined(config.torch_device()) as place, fastest_convolutions(place):
-        stage, data = made(stage_name, vqvae, gpt, config, batch, place)
-        run = Run(stage.module, config, stage.about)
-        step_of = wrapped(stage, config, place)
+    with joined(config.torch_device()) as where, fastest_convolutions(where):
+        stage, data = made(stage_name, vqvae, gpt, config, batch, where)
+        alone = ours(stage, config, data, where)
 
         def step() -> None:
-            take_step(stage, step_of, run, data, place)
-            any_rank(False)
+            alone()
+            any_rank(False)  # as `loop.train` asks after each step
 
-        found = timed(step, place, steps, config.batch_size * stage.units_per_clip)
+        found = timed(step, where, steps, config.batch_size * stage.units_per_clip)
         if rank() == 0:
             Path(file).write_text(json.dumps(found))
 
@@ -132,7 +130,5 @@ def made(
         stage = vqvae_stage(tokenizer, "")
         size = (batch, vqvae.frames, vqvae.resolution, vqvae.resolution, vqvae.channels)
         data = {"video": torch.randint(256, size, dtype=torch.uint8)}
-    stage.module.to(device).train()
-    if device.type == "cuda":
-        stage.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    place(stage.module, device)
     return stage, {key: value.to(device) for key, value in data.items()}

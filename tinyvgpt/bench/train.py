@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
-from tinyvgpt.bench.learning import exact_float32
+from tinyvgpt.bench import exact_float32
 from tinyvgpt.bench.original import OriginalGPT, OriginalVQVAE
 from tinyvgpt.bench.profile import convolutions, kinds_of_kernels
-from tinyvgpt.loop import Batch, Stage, fastest_convolutions, take_step, wrapped
+from tinyvgpt.loop import Batch, Stage, fastest_convolutions, place, take_step, wrapped
 from tinyvgpt.run import Run
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import gpt_stage, vqvae_stage
@@ -116,7 +116,7 @@ def time_gpt(
     nn.init.normal_(both.gpt.token_out.weight, std=0.02)  # zeros would hide most gradients
     train = fast(batch, device)
     stage = gpt_stage(both, train, "")
-    stage.module.to(device).train()
+    place(stage.module, device)
     ways["ours"] = timed(ours(stage, train, {"tokens": tokens}, device), device, steps, units)
     error = gradient_error(stage, train, {"tokens": tokens[:2]}, device)
     return {"tokens a step": units, **compared(ways), "gradient error": error}
@@ -138,9 +138,7 @@ def time_vqvae(config: VQVAEConfig, device: torch.device, batch: int, steps: int
     torch._dynamo.reset()
     train = fast(batch, device)
     stage = vqvae_stage(VQVAE(config), "")
-    stage.module.to(device).train()
-    if device.type == "cuda":
-        stage.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    place(stage.module, device)
     with fastest_convolutions(device):
         step = ours(stage, train, {"video": clips}, device)
         ways["ours"] = timed(step, device, steps, batch)
