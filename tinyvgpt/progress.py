@@ -3,6 +3,7 @@
 Shapes: none of its own.
 """
 
+import os
 import sys
 import time
 
@@ -26,8 +27,17 @@ BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{post
 
 def hidden() -> bool:
     """Whether bars are not to be shown: in log files, and by all processes but rank 0."""
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return distributed.rank() != 0 or not watched
+    return distributed.rank() != 0 or not (on_a_terminal() or "ipykernel" in sys.modules)
+
+
+def on_a_terminal() -> bool:
+    """Whether messages go to a terminal; one of no width, which some containers have, is none."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # something that stands for a terminal
+        return True
 
 
 class Progress:
