@@ -80,13 +80,20 @@ def losses(out):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("stage", ["vqvae", "gpt"])
-def test_compiled_losses_are_those_of_float32(tmp_path, stage, precision):
+def test_compiled_losses_are_those_of_float32(tmp_path, stage, precision, monkeypatch):
+    # From its usual scale float16 skips the first two steps, and two of 40 leave a GPT 3 % behind.
+    usual = torch.amp.GradScaler
+
+    def scaler(*args, **options):
+        return usual(*args, **{**options, "init_scale": 256.0})
+
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     with exact_float32(True):
         plain = replace(QUICK, precision="float32", compile="off")
         expected = train(stage, plain, tmp_path / "plain")
     found = train(stage, replace(QUICK, precision=precision), tmp_path / "fast")
     # A tokenizer's first steps amplify rounding, as which code is nearest decides what codes are
-    # restarted; float16 may skip some while it finds its scale. `bench learning` compares closely.
+    # restarted. `bench learning` compares closely.
     assert torch.allclose(found[-2:], expected[-2:], rtol=0.15 if stage == "vqvae" else 0.03)
 
 
@@ -107,8 +114,8 @@ def test_goes_on_where_it_was_killed(tmp_path, stage):
 def test_goes_on_on_another_device(tmp_path, there):
     """Weights, moments and averages change their memory layouts with the device."""
     settings = replace(QUICK, precision="float32", compile="off", steps=20, checkpoint_every=10)
-    with exact_float32(True):
-        expected = train("vqvae", replace(settings, device="cpu"), tmp_path / "cpu")
+    with exact_float32(True):  # codes are first drawn on the device that a run starts on
+        expected = train("vqvae", replace(settings, device=there[0]), tmp_path / "one")
         data = StopsAfter(10)
         with pytest.raises(Stop):
             train("vqvae", replace(settings, device=there[0]), tmp_path / "both", data)
