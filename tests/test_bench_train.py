@@ -10,7 +10,7 @@ from torch import nn
 from tinyvgpt import GPTConfig, VQVAEConfig
 from tinyvgpt.bench import learning as bench_learning
 from tinyvgpt.bench import train as bench_train
-from tinyvgpt.bench.learning import learning, window_means
+from tinyvgpt.bench.learning import averaged, learning, window_means
 from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import baseline, compared, gradient_error, time_gpt, time_vqvae, timed
 from tinyvgpt.settings import TrainConfig
@@ -121,15 +121,21 @@ def test_learning(monkeypatch):
     gpt = GPTConfig.for_vqvae(small, width=12, heads=2, layers=1, classes=55, label_dropout=0.2)
     changed = bench_learning.replace(preset, vqvae=small, gpt=gpt)
     monkeypatch.setattr(bench_learning, "moving_mnist", lambda: changed)
-    found = learning(device="cpu", steps=70, batch=2)
+    found = learning(device="cpu", steps=70, batch=2, seeds=2)
+    assert len(found["vqvae"]["curves"]) == 2
+    assert found["vqvae"]["curves"][0] != found["vqvae"]["curves"][1]
     for stage in ("vqvae", "gpt"):
-        assert found[stage]["largest difference"] == 0
-        assert len(found[stage]["fast"]) == len(found[stage]["float32"]) == 1
-        assert math.isfinite(found[stage]["fast"][0])
-    original = bench_learning.window_means
-    noise = iter([0.0, 0.1, 0.0, 0.1])
-    monkeypatch.setattr(
-        bench_learning, "window_means", lambda out: [(1 + next(noise)) * x for x in original(out)]
-    )
-    found = learning(device="cpu", steps=70, batch=2)
-    assert found["gpt"]["largest difference"] == pytest.approx(0.1, rel=1e-2)
+        assert found[stage]["fast"]["largest"] == found[stage]["fast"]["largest of one seed"] == 0
+        for curve in found[stage]["curves"][0].values():
+            assert len(curve) == 1
+            assert math.isfinite(curve[0])
+    assert 0 < found["vqvae"]["float32, moved"]["largest"] < 0.05
+
+
+def test_differences_are_averaged_over_seeds():
+    up = {"float32": [1.0, 2.0], "fast": [1.03, 2.0]}
+    down = {"float32": [2.0, 1.0], "fast": [1.98, 1.0]}
+    found = averaged([up, down])
+    assert found["fast"] == {
+        "differences": [0.01, 0.0], "largest": 0.01, "largest of one seed": 0.03
+    }  # fmt: skip

@@ -153,13 +153,17 @@ class Codebook(nn.Module):
         n = count.sum()
         smoothed = (count + 1e-7) / (n + len(count) * 1e-7) * n  # no division by zero
         # A restarted code gets a count and a sum of its own, or the next update would undo it.
-        dead = count < 1
+        dead = self._dead(count)
         codes = torch.where(dead[:, None], fresh, total / smoothed[:, None])
         total = torch.where(dead[:, None], RESTARTED_COUNT * fresh, total)
         count = count.masked_fill(dead, RESTARTED_COUNT)
         for buffer, moved in ((self.codes, codes), (self.total, total), (self.count, count)):
             buffer.copy_(torch.where(finite, moved, buffer))
         return usage
+
+    def _dead(self, count: Tensor) -> Tensor:
+        """Which codes (K,) to restart, by their running counts (K,)."""
+        return count < 1
 
     def _reduced(self, usage: Tensor, total: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Usage (K,) and sums (K, D) over all processes, and rank 0's candidates (K, D).

@@ -1,4 +1,4 @@
-"""Where a tokenizer's training step spends its time on a GPU.
+"""Where a training step spends its time on a GPU.
 
 Shapes: B clips · C channels · T H W frames, rows, columns.
 """
@@ -20,9 +20,9 @@ PROFILED = 3  # steps
 # Kinds of work by the operator, or the compiled kernel, that launches it; the first that fits.
 KINDS = {
     "convolutions": ("aten::cudnn_convolution", "aten::convolution"),
-    "attention": ("aten::bmm", "aten::_scaled_dot_product", "aten::_flash", "aten::_cudnn_att"),
-    "projections and few-channel convolutions": ("aten::mm", "aten::addmm"),
-    "batch norms and what is fused with them": ("batch_norm",),
+    "attention": ("aten::bmm", "aten::_scaled_dot", "aten::_flash", "aten::_cudnn_att"),
+    "projections and convolutions of few channels": ("aten::mm", "aten::addmm"),
+    "norms and what is fused with them": ("batch_norm", "rsqrt", "_mean_"),
     "other compiled elementwise kernels": ("triton_",),
     "optimizer": ("aten::_fused_adamw", "aten::_foreach"),
 }
