@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -10,9 +11,17 @@ from torch import nn
 from tinyvgpt import GPTConfig, VQVAEConfig
 from tinyvgpt.bench import learning as bench_learning
 from tinyvgpt.bench import train as bench_train
-from tinyvgpt.bench.learning import averaged, learning, window_means
+from tinyvgpt.bench.learning import averaged, learning, settings, window_means
 from tinyvgpt.bench.scaling import scaling
-from tinyvgpt.bench.train import baseline, compared, gradient_error, time_gpt, time_vqvae, timed
+from tinyvgpt.bench.train import (
+    baseline,
+    compared,
+    compiling_anew,
+    gradient_error,
+    time_gpt,
+    time_vqvae,
+    timed,
+)
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import vqvae_stage
 
@@ -121,15 +130,47 @@ def test_learning(monkeypatch):
     gpt = GPTConfig.for_vqvae(small, width=12, heads=2, layers=1, classes=55, label_dropout=0.2)
     changed = bench_learning.replace(preset, vqvae=small, gpt=gpt)
     monkeypatch.setattr(bench_learning, "moving_mnist", lambda: changed)
+    original, seeds, factor = bench_learning.curve, [], 1.0
+
+    def curve(train, config, name):
+        seeds.append(config.seed)
+        return [(factor if name == "fast" else 1.0) * x for x in original(train, config, name)]
+
+    monkeypatch.setattr(bench_learning, "curve", curve)
     found = learning(device="cpu", steps=70, batch=2, seeds=2)
+    assert seeds == [0, 0, 0, 1, 1, 1, 0, 0]
     assert len(found["vqvae"]["curves"]) == 2
     assert found["vqvae"]["curves"][0] != found["vqvae"]["curves"][1]
     for stage in ("vqvae", "gpt"):
         assert found[stage]["fast"]["largest"] == found[stage]["fast"]["largest of one seed"] == 0
-        for curve in found[stage]["curves"][0].values():
-            assert len(curve) == 1
-            assert math.isfinite(curve[0])
+        for values in found[stage]["curves"][0].values():
+            assert len(values) == 1
+            assert math.isfinite(values[0])
     assert 0 < found["vqvae"]["float32, moved"]["largest"] < 0.05
+    factor = 1.1
+    found = learning(device="cpu", steps=70, batch=2, seeds=1)
+    for stage in ("vqvae", "gpt"):
+        assert found[stage]["fast"]["largest"] == pytest.approx(0.1, rel=1e-2)
+
+
+def test_paths():
+    """What `learning` compares on a GPU."""
+    config = TrainConfig(device="cuda")
+    fast, exact = settings(config, "fast"), settings(config, "float32, moved")
+    assert (fast.precision, fast.compile) == ("auto", "on")
+    assert (exact.precision, exact.compile) == ("float32", "off")
+
+
+def test_compiling_anew():
+    """Each way has a cache of its own, and none afterwards."""
+    former = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    folders = []
+    for _ in range(2):
+        with compiling_anew():
+            folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+            assert not os.listdir(folders[-1])
+    assert len({former, *folders}) == 3
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == former
 
 
 def test_differences_are_averaged_over_seeds():

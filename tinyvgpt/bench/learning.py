@@ -5,22 +5,25 @@ and restart draws. One run computes in float32, not compiled, the other as `Trai
 default on a GPU, compiled. Compared are means of the loss over 20 steps each, from step 51 on.
 
 A tokenizer amplifies the least difference while many of its codes are restarted, so it is trained
-from several seeds, whose differences are averaged, and a third time: in float32 again, from
-weights that differ in their last bits. What that changes is chance.
+from several seeds, whose differences are averaged, and with each a third time: in float32 again,
+from weights that differ in their last bits. What that changes is chance. Chapter 16 reads the
+record.
 
 Shapes: none of its own.
 """
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from tinyvgpt import GPT, VQVAE, VideoGPT, open_dataset
+from tinyvgpt import GPT, VQVAE, VideoGPT, VQVAEConfig, open_dataset
 from tinyvgpt.bench import exact_float32
 from tinyvgpt.presets import moving_mnist
 from tinyvgpt.settings import TrainConfig
@@ -29,7 +32,9 @@ from tinyvgpt.train import train_gpt, train_vqvae
 SKIPPED, WINDOW = 50, 20  # steps
 LOGGED = 10  # steps a line; divides both
 MOVED = 1e-6  # relative
-Curves = dict[str, list[float]]
+PATHS = ("float32", "fast")
+Curve = list[float]  # a mean a window
+Curves = dict[str, Curve]
 
 
 def learning(
@@ -41,7 +46,7 @@ def learning(
         device: "cuda" or "cpu".
         steps: of each run, a multiple of 10 of at least 70.
         batch: clips a step.
-        seeds: of tokenizers; the GPT is trained from one.
+        seeds: of tokenizers; the GPT is trained from one, on the last float32 tokenizer.
 
     Returns:
         For each stage the curves of each seed, and for each path the relative differences from
@@ -52,33 +57,37 @@ def learning(
     options = {**shared, **silent, "log_every": LOGGED, "device": device}
     preset, data = moving_mnist(), open_dataset("moving-mnist")
     tokenizers: list[Curves] = []
-    vqvae = VQVAE(preset.vqvae)
     for seed in range(seeds):
-        curves: Curves = {}
-        for name in ("float32", "float32, moved", "fast"):
-            torch.manual_seed(seed)
-            trained = VQVAE(preset.vqvae)
-            if name == "float32, moved":
-                move(trained)
-            config = path(replace(preset.train_vqvae, seed=seed, **options), name)
-            with exact_float32(name != "fast"), tempfile.TemporaryDirectory() as folder:
-                train_vqvae(trained, data, config, Path(folder))
-                curves[name] = window_means(Path(folder))
-            vqvae = trained if name == "float32" else vqvae
-        tokenizers.append(curves)
+        config = replace(preset.train_vqvae, seed=seed, **options)
+        vqvaes = {name: fresh_tokenizer(preset.vqvae, seed) for name in (*PATHS, "float32, moved")}
+        move(vqvaes["float32, moved"])
+        tokenizers.append(
+            {n: curve(partial(train_vqvae, v, data), config, n) for n, v in vqvaes.items()}
+        )
+    vqvae, config = vqvaes["float32"], replace(preset.train_gpt, **options)
     gpts: Curves = {}
-    for name in ("float32", "fast"):
+    for name in PATHS:
         torch.manual_seed(0)
-        gpt = GPT(preset.gpt, vqvae.cpu().codebook.codes)
-        config = path(replace(preset.train_gpt, **options), name)
-        with exact_float32(name != "fast"), tempfile.TemporaryDirectory() as folder:
-            train_gpt(VideoGPT(vqvae, gpt, data.label_names), data, config, Path(folder))
-            gpts[name] = window_means(Path(folder))
+        model = VideoGPT(vqvae.cpu(), GPT(preset.gpt, vqvae.codebook.codes), data.label_names)
+        gpts[name] = curve(partial(train_gpt, model, data), config, name)
     about = {"steps": steps, "batch_size": batch, "seeds": seeds}
     return {**about, "vqvae": averaged(tokenizers), "gpt": averaged([gpts])}
 
 
-def path(config: TrainConfig, name: str) -> TrainConfig:
+def fresh_tokenizer(config: VQVAEConfig, seed: int) -> VQVAE:
+    """A tokenizer with the weights of a seed."""
+    torch.manual_seed(seed)
+    return VQVAE(config)
+
+
+def curve(train: Callable[[TrainConfig, Path], object], config: TrainConfig, name: str) -> Curve:
+    """Window means of a run on the path of this name."""
+    with exact_float32(name != "fast"), tempfile.TemporaryDirectory() as folder:
+        train(settings(config, name), Path(folder))
+        return window_means(Path(folder))
+
+
+def settings(config: TrainConfig, name: str) -> TrainConfig:
     """Settings of the path of this name."""
     if name != "fast":
         return replace(config, precision="float32", compile="off")
@@ -92,7 +101,7 @@ def move(module: torch.nn.Module) -> None:
         parameter.mul_(1 + MOVED * torch.randn_like(parameter))
 
 
-def window_means(folder: Path) -> list[float]:
+def window_means(folder: Path) -> Curve:
     """Means of the loss over `WINDOW` steps each, after the first `SKIPPED`."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line][SKIPPED // LOGGED :]
@@ -117,7 +126,7 @@ def averaged(curves: list[Curves]) -> dict[str, Any]:
     return found
 
 
-def differences(found: list[float], expected: list[float]) -> list[float]:
+def differences(found: Curve, expected: Curve) -> Curve:
     """Relative differences, one a window."""
     return [a / b - 1 for a, b in zip(found, expected, strict=True)]
 

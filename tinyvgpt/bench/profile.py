@@ -1,4 +1,4 @@
-"""Where a training step spends its time on a GPU.
+"""Where a training step spends its time on a GPU; chapter 16 shows it.
 
 Shapes: B clips · C channels · T H W frames, rows, columns.
 """
@@ -20,9 +20,9 @@ PROFILED = 3  # steps
 # Kinds of work by the operator, or the compiled kernel, that launches it; the first that fits.
 KINDS = {
     "convolutions": ("aten::cudnn_convolution", "aten::convolution"),
-    "attention": ("aten::bmm", "aten::_scaled_dot", "aten::_flash", "aten::_cudnn_att"),
+    "attention": ("aten::bmm", "aten::_scaled_dot_product", "aten::_flash", "aten::_cudnn_att"),
     "projections and convolutions of few channels": ("aten::mm", "aten::addmm"),
-    "norms and what is fused with them": ("batch_norm", "rsqrt", "_mean_"),
+    "batch norms and what is fused with them": ("batch_norm",),
     "other compiled elementwise kernels": ("triton_",),
     "optimizer": ("aten::_fused_adamw", "aten::_foreach"),
 }
@@ -42,7 +42,7 @@ def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
         kind = next((k for k, names in KINDS.items() if any(n in event.key for n in names)), None)
         spent = event.self_device_time_total / 1e3 / PROFILED
         sums[kind or "codebook, loss and the rest"] += spent
-    return {kind: round(spent, 2) for kind, spent in sums.items()}
+    return {kind: round(spent, 2) for kind, spent in sums.items() if spent}
 
 
 def convolutions(vqvae: VQVAE | nn.Module, clips: Tensor) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """How throughput grows with the number of GPUs of one machine, the batch of each staying the same.
 
 One process a GPU, joined as under torchrun; a step is the training loop's own, whole. On a machine
-without GPUs the processes are on the CPU and talk by gloo: that only shows that it runs.
+without GPUs the processes are on the CPU and talk by gloo: that only shows that it runs. Chapter 16
+reads the record.
 
 Shapes: none of its own.
 """

@@ -8,6 +8,8 @@ One run on one machine, at the size of the original's released BAIR models, with
   fused AdamW: what an afternoon's work makes of the original. Each attention kernel is forced once;
 - "ours" is `loop.take_step`, whole, as `tinyvgpt train-…` runs it.
 
+Chapter 16 reads the record.
+
 Shapes: B clips a step · N tokens of a clip.
 """
 
@@ -78,12 +80,10 @@ def compiling_anew() -> Iterator[None]:
     """Context in which nothing is taken from earlier compilations.
 
     Compiled graphs are cached under keys that don't tell which attention kernel was forced.
-    (Caches that are disabled instead cost PyTorch's faster way of launching kernels.)
     """
     torch._dynamo.reset()
     with fresh_cache():
         yield
-    torch._dynamo.reset()
 
 
 def device_of(device: torch.device) -> str:
