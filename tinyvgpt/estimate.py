@@ -1,7 +1,8 @@
 """What a training step costs, before it is run: memory, time, and what the device could do.
 
 For the log's model FLOP utilisation (the FLOPs that the model needs over what the device could do
-in the same time; PaLM, Chowdhery et al. 2022, appendix B) and for `--dry-run`.
+in the same time; PaLM, Chowdhery et al. 2022, appendix B) and for `--dry-run`. Chapter 16 reads
+this file.
 
 Shapes: none of its own.
 """

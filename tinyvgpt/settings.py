@@ -30,9 +30,7 @@ class TrainConfig:
 
     steps: int = 1000  # optimizer steps in all
     batch_size: int = 32  # clips a step, of all processes together
-    accumulate: int = (
-        1  # parts that each process computes its share of the batch in, to save memory
-    )
+    accumulate: int = 1  # parts in which each process computes its share, to save memory
     lr: float = 3e-4  # peak learning rate of AdamW
     warmup: int = 100  # steps in which the learning rate rises linearly from 0
     final_lr: float = 0.0  # learning rate at the end of the cosine, as a share of `lr`

@@ -1,4 +1,4 @@
-"""Copying a batch to where it is needed.
+"""Copying a batch to where it is needed; chapter 16 says why so.
 
 Shapes: none of its own.
 """
