@@ -75,7 +75,7 @@ def in_two_processes():
     module = norm(BatchNorm3d)
     found["recomputed"] = steps(module, half(), run=recomputed(nn.Sequential(module)))
     module = norm(BatchNorm3d, torch.float32)
-    compiled = torch.compile(module, backend="aot_eager")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     found["compiled"] = steps(module, half(), torch.float32, run=compiled)
     x = example(torch.bfloat16)[0][half()].to(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):

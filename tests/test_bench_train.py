@@ -18,9 +18,11 @@ from tinyvgpt.bench.train import (
     compared,
     compiling_anew,
     gradient_error,
+    in_fresh_process,
     time_gpt,
     time_vqvae,
     timed,
+    training,
 )
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import vqvae_stage
@@ -53,6 +55,24 @@ def test_vqvae(eager):
     assert found["clips a step"] == 2
     assert {"reference", "ours", "ours against reference"} <= found.keys()
     assert 0 < found["gradient error"]["bfloat16"] < 0.2
+
+
+def test_training(eager, monkeypatch):
+    """Given a GPT, its number of heads is timed alone; not given one, the released 9 and 4."""
+    jobs = []
+    monkeypatch.setattr(bench_train, "in_fresh_process", lambda job: jobs.append(job) or job.func)
+    assert training(SMALL, GPT, device="cpu").keys() == {"device", "gpt, 2 heads", "vqvae"}
+    assert training(SMALL, device="cpu").keys() == {
+        "device", "gpt, 9 heads", "gpt, 4 heads", "vqvae"
+    }  # fmt: skip
+    assert [job.func for job in jobs] == [time_gpt, time_vqvae, time_gpt, time_gpt, time_vqvae]
+    assert [job.args[0].heads for job in jobs if job.func == time_gpt] == [2, 9, 4]
+    assert [job.keywords["plain"] for job in jobs if job.func == time_gpt] == [True, True, False]
+
+
+def test_each_stage_has_a_process_of_its_own():
+    pids = [in_fresh_process(os.getpid) for _ in range(2)]
+    assert len({os.getpid(), *pids}) == 3
 
 
 def test_timed(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, open_dataset
 from tinyvgpt.bench import exact_float32
+from tinyvgpt.bench.profile import milliseconds
 from tinyvgpt.bench.train import gradient_error
 from tinyvgpt.codebook import Codebook
 from tinyvgpt.loop import fastest_convolutions, place, take_step, wrapped
@@ -155,6 +156,19 @@ def test_steps_wait_for_nothing(stage):
             take_step(made, step_of, run, dict(data), CUDA)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_time_of_kernels():
+    """What the profiler counts is what the device takes for kernels that follow each other."""
+    x = torch.randn(8192, 8192, device=CUDA)
+    counted = milliseconds(lambda: (x @ x).relu())
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(5):
+        (x @ x).relu()
+    end.record()
+    torch.cuda.synchronize()
+    assert counted == pytest.approx(start.elapsed_time(end) / 5, rel=0.1)
 
 
 def test_gradients_of_class_conditional_norms():

@@ -3,7 +3,6 @@
 Shapes: B clips · C channels · T H W frames, rows, columns.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from tinyvgpt import VQVAE, video
 from tinyvgpt.convolution import FEW
 
-PROFILED = 3  # steps
+WARM_UP, PROFILED = 2, 3  # steps
 # Kinds of work by the operator, or the compiled kernel, that launches it; the first that fits.
 KINDS = {
     "convolutions": ("aten::cudnn_convolution", "aten::convolution"),
@@ -30,19 +29,26 @@ KINDS = {
 
 def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
     """Milliseconds of a step that the GPU spends on each kind of kernel."""
-    step()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        for _ in range(PROFILED):
-            step()
-        torch.cuda.synchronize()
     sums: dict[str, float] = dict.fromkeys([*KINDS, "codebook, loss and the rest"], 0.0)
-    for event in profiler.key_averages():
-        if event.device_type != DeviceType.CPU:
-            continue  # counted with what launched it
-        kind = next((k for k, names in KINDS.items() if any(n in event.key for n in names)), None)
-        spent = event.self_device_time_total / 1e3 / PROFILED
+    for launcher, spent in kernels(step).items():
+        kind = next((k for k, names in KINDS.items() if any(n in launcher for n in names)), None)
         sums[kind or "codebook, loss and the rest"] += spent
     return {kind: round(spent, 2) for kind, spent in sums.items() if spent}
+
+
+def kernels(call: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds that a call's kernels run, by the operator that launches them, once warm."""
+    for _ in range(WARM_UP):
+        call()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            call()
+        torch.cuda.synchronize()
+    return {
+        event.key: event.self_device_time_total / 1e3 / PROFILED
+        for event in profiler.key_averages()
+        if event.device_type == DeviceType.CPU  # the kernels themselves would count twice
+    }
 
 
 def convolutions(vqvae: VQVAE | nn.Module, clips: Tensor) -> list[dict[str, Any]]:
@@ -86,6 +92,11 @@ def keep_input(name: str, inputs: dict[str, Any]) -> Callable:
     return hook
 
 
+def milliseconds(call: Callable[[], object]) -> float:
+    """Time that a call's kernels run."""
+    return round(sum(kernels(call).values()), 3)
+
+
 def time_convolution(module: nn.Module, shape: tuple[int, ...], flops: float) -> dict[str, Any]:
     """Milliseconds of one layer's forward pass and of its gradients."""
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
@@ -106,15 +117,3 @@ def time_convolution(module: nn.Module, shape: tuple[int, ...], flops: float) ->
             backward = partial(torch.autograd.grad, y, wanted, g, retain_graph=True)
             found[name] = milliseconds(backward)
     return {**found, "forward TFLOP/s": round(flops / took / 1e9)}
-
-
-def milliseconds(call: Callable[[], object], times: int = 10) -> float:
-    """Time of a call, once warm."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    torch.cuda.synchronize()
-    return round(1e3 * (time.perf_counter() - start) / times, 3)
