@@ -4,6 +4,7 @@ Each chapter's cells run in order, as in a notebook. A cell tagged raises-except
 that the reader is given. The solutions run with the other cells, and with them their checks.
 """
 
+import runpy
 from pathlib import Path
 
 import jupytext
@@ -11,45 +12,10 @@ import pytest
 
 BOOK = Path(__file__).parents[1] / "book"
 
-# For each check: a wrong answer that a reader may well give, and what the check must say to it.
+# A module for each chapter: for each check, a wrong answer and what the check must say to it.
 WRONG = {
-    "01_clips": {
-        "check_weight": (
-            "lambda hours, height, width, channels, fps: hours * 3600 * fps * height * width / 1e9",
-            "447.898, 1343.6928 is right: multiply by 3",
-        ),
-        "check_ping_pong": (
-            "lambda clip: torch.cat([clip, clip.flip(0)])",
-            "frame 4 comes twice in a row",
-        ),
-        "check_on_screen": (
-            "lambda times, fps, start, count: [\n"
-            "    (times - start - n / fps).abs().argmin() for n in range(count)\n"
-            "]",
-            r"frames at 0, 1, 2, 3 s: .* yours shows \[0, 1, 1, .*\], \[0, 0, 1, .*\] is on screen",
-        ),
-        "check_smooth_matrix": ("resize_matrix", "72 → 32: new pixel .* of old pixel .* is right"),
-        "check_motion": (
-            "lambda before, after: before",
-            "block .* is off by .*: a better one is in reach",
-        ),
-    },
-    "own_videos": {
-        "check_clips_in": (
-            "lambda seconds, fps, frames, stride: sum(int(s * fps) // frames for s in seconds)",
-            "is 1, 5 is right",
-        ),
-        "check_find_broken": (
-            "lambda folder: [p.name for p in sorted(folder.iterdir()) if not p.stat().st_size]",
-            r"d\.mp4 is missing in your list",
-        ),
-        "check_find_cuts": (
-            "lambda film: (\n"
-            "    (film[1:].float() - film[:-1].float()).abs().mean((1, 2, 3)) > 1\n"
-            ").nonzero()[:, 0] + 1",
-            "a film without a cut: yours are",
-        ),
-    },
+    path.stem: runpy.run_path(str(path))["WRONG"]
+    for path in sorted((Path(__file__).parent / "wrong_answers").glob("*.py"))
 }
 
 
