@@ -218,3 +218,33 @@ def test_recorded_reads_the_books_records_where_they_are():
     for name in names:
         assert notebook.recorded(name) == json.loads((results / f"{name}.json").read_bytes())
     assert notebook.recorded("no-such-record") is None
+
+
+def test_colours_of_codes_are_alike_where_codes_are():
+    codes = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    codes = torch.cat([codes, codes + 1e-3])  # each twice, nearly
+    colours = notebook.code_colours(codes).int()
+    assert colours.shape == (128, 3)
+    assert len({tuple(colour) for colour in colours.tolist()}) > 100
+    twins = (colours[:64] - colours[64:]).abs().float().mean()
+    others = (colours[:64] - colours[64:].roll(1, 0)).abs().float().mean()
+    assert twins < 5 < 40 < others
+    assert colours.amin(0).tolist() == [40] * 3
+    assert colours.amax(0).tolist() == [255] * 3
+
+
+def test_light_falls_where_weights_are():
+    clip = torch.full((4, 8, 8, 1), 100, dtype=torch.uint8)
+    weights = torch.zeros(2, 4, 4)
+    weights[1, 0, 3], weights[0, 2, 0] = 0.5, 0.25
+    found = notebook.lit(clip, weights)
+    assert found.dtype == torch.uint8
+    assert found.shape == (4, 8, 8, 3)
+    changed = (found != 100).any(-1)
+    assert changed[2:, :2, 6:].all()
+    assert changed[:2, 4:6, :2].all()
+    assert changed.sum() == 2 * 2 * 2 * 2
+    assert found[3, 0, 7].tolist() == [210, 150, 15]  # 0.15 · 100 + 0.85 · orange
+    assert found[0, 4, 0].tolist() == [155, 125, 58]
+    with pytest.raises(ValueError, match="don't divide"):
+        notebook.lit(clip, torch.zeros(3, 4, 4))

@@ -157,6 +157,47 @@ def style() -> None:
     )
 
 
+def code_colours(codes: Tensor) -> Tensor:
+    """A colour for each code, alike for codes that are alike: their three principal components.
+
+    The components' ranks make red, green and blue, so that all of each is used.
+
+    Args:
+        codes: (K, D) vectors, D of at least 3.
+
+    Returns:
+        uint8 (K, 3); `code_colours(codes)[tokens]` paints a grid of tokens.
+    """
+    centred = (codes - codes.mean(0)).double().cpu()
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:3]
+    ranks = (centred @ axes.T).argsort(0).argsort(0)  # (K, 3)
+    return (40 + 215 * ranks / max(len(codes) - 1, 1)).round().to(torch.uint8)
+
+
+def lit(clip: Tensor, weights: Tensor) -> Tensor:
+    """A clip with light on it where attention goes: orange, the brightest where it is strongest.
+
+    Args:
+        clip: uint8 (T, H, W, 1 or 3).
+        weights: (t, h, w) of at least 0, for equal boxes of pixels; t, h, w divide T, H, W.
+
+    Returns:
+        uint8 (T, H, W, 3).
+
+    Raises:
+        ValueError: the boxes are not whole pixels.
+    """
+    sizes = clip.shape[:3]
+    if any(size % n for size, n in zip(sizes, weights.shape, strict=True)):
+        raise ValueError(f"weights {tuple(weights.shape)} don't divide a clip of {tuple(sizes)}")
+    for axis, (size, n) in enumerate(zip(sizes, weights.shape, strict=True)):
+        weights = weights.repeat_interleave(size // n, axis)
+    share = weights.float() / weights.max().clamp(min=1e-12)
+    orange = torch.tensor([230.0, 159.0, 0.0])
+    share = 0.85 * share[..., None].cpu()
+    return ((1 - share) * clip.cpu() + share * orange).round().to(torch.uint8)
+
+
 def picture(figure: "Figure") -> np.ndarray:
     """Return what a matplotlib figure shows, uint8 (H, W, 3), and close it."""
     from matplotlib import pyplot
