@@ -1,6 +1,7 @@
 """The commands as a user types them, in process; mistakes end with exit code 2 and one line."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -179,6 +180,7 @@ def test_bench(tmp_path, capsys):
     assert record["tokens_of_each_clip"] == 2
     assert record["ours_tokens_per_second"] > 0
     assert "--tokens 2" in record["command"]
+    assert re.fullmatch(r"CPU, \d+ threads", record["device"])
 
 
 def test_bench_data(tmp_path, monkeypatch):

@@ -16,10 +16,10 @@ import torch
 
 
 def device_name(device: str) -> str:
-    """What the device is called, as part of a file name."""
+    """What the device is called."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name().lower().replace(" ", "-")
-    return f"cpu-{torch.get_num_threads()}-threads"
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def record(result: dict, name: str, command: str, folder: Path) -> Path:

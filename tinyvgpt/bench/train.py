@@ -70,7 +70,7 @@ def training(
     heads = (9, 4) if gpt is None else (gpt.heads,)
     released = GPTConfig.for_vqvae(vqvae, width=576, layers=8) if gpt is None else gpt
     silent = replace(released, dropout=0.0, attn_dropout=0.0)
-    result: dict[str, Any] = {"device": device_of(where)}
+    result: dict[str, Any] = {}
     for count in heads:
         config, plain = replace(silent, heads=count), count == heads[0]
         job = partial(time_gpt, config, vqvae, where, gpt_batch, steps, plain=plain)
@@ -97,11 +97,6 @@ def compiling_anew() -> Iterator[None]:
     torch._dynamo.reset()
     with fresh_cache():
         yield
-
-
-def device_of(device: torch.device) -> str:
-    """The device's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def time_gpt(

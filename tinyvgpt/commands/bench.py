@@ -53,7 +53,10 @@ class Bench:
         device = "cpu" if self.what == "data" else pick_device(self.device)
         result, words = timings[self.what]()
         command = " ".join(["tinyvgpt bench", self.what, *map(str, words)])
-        path = record(result, f"{self.what}-{device_name(device)}", command, self.out)
+        name = device_name(device)
+        result = {"device": name, **result}
+        file_name = f"{self.what}-{name}".lower().replace(",", "").replace(" ", "-")
+        path = record(result, file_name, command, self.out)
         for key, value in result.items():
             print(f"{key}: {value}")
         print(f"record in {path}")
