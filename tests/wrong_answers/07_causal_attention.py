@@ -1,0 +1,27 @@
+"""For each check of the chapter a wrong answer that a reader may well give, and what it says."""
+
+WRONG = {
+    "check_scores": (
+        "lambda n, m: m * (m + 1) // 2",
+        "1 queries over 10 keys: yours says 55, 10 are seen; the first of the queries sees 10",
+    ),
+    "check_leaks": (
+        "lambda net, x: [\n"
+        "    (x.shape[1] - 1, int(i))\n"
+        "    for i in (net(x) != net(F.pad(x[:, :-1], (0, 0, 0, 1)))).any(-1).any(0)[:-1].nonzero()\n"
+        "]",
+        "a leak at place 2: place 3 is seen from 2, missed",
+    ),
+    "check_frame_mask": (
+        "lambda t, h, w: causal_mask(t * h * w, t * h * w)",
+        "token 0 is in frame 0, token 1 in frame 0, and it must be seen",
+    ),
+    "check_hops": (
+        "lambda blocks: math.ceil(math.log2(len(blocks)))",
+        "the full triangle: yours says 4, 1 is right",
+    ),
+    "check_layout": (
+        "lambda n: strided_blocks((4, 16, 16))",
+        "90 pairs take more than two hops, such as",
+    ),
+}
