@@ -16,6 +16,7 @@ from vocabulary import (
 )
 
 BLUE, SKY, GREEN, RED, PINK, _ = COLOURS
+MIXED = "#2681b0"  # the five colours by the weights below
 
 
 def look_up() -> str:
@@ -38,7 +39,7 @@ def look_up() -> str:
         text(110, 210, "weights", anchor="end", colour=QUIET),
         text(110, 252, "values", anchor="end"),
         arrow(440, 247, 520, 247, "mix"),
-        code(534, 222, BLUE, height=50),
+        code(534, 222, MIXED, height=50),
         caption(541, 290, "output"),
     )
 
