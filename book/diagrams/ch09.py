@@ -1,0 +1,108 @@
+"""Diagrams of chapter 9: a whole clip of guesses in one pass, and the neighbours of a token."""
+
+from vocabulary import (
+    ATTENTION,
+    CELL,
+    COLOURS,
+    INK,
+    PALE,
+    arrow,
+    card,
+    cell,
+    hidden,
+    outline,
+    predicted,
+    text,
+)
+
+BLUE, SKY, GREEN, RED, _, _ = COLOURS
+
+
+def bars(x: float, y: float, heights: dict[str, float], right: str) -> str:
+    """A guess: a bar for each token, as high as its probability, the right one framed."""
+    drawn = []
+    for n, (colour, height) in enumerate(heights.items()):
+        edge = 'stroke="#111" stroke-width="2"' if colour == right else 'stroke="#fff"'
+        drawn.append(
+            f'<rect x="{x + 16 * n:g}" y="{y + 60 * (1 - height):g}" width="14" '
+            f'height="{60 * height:g}" fill="{colour}" {edge}/>'
+        )
+    foot = f'<path d="M{x - 3:g} {y + 60:g}h68" stroke="{INK}"/>'
+    return "".join(drawn) + foot
+
+
+def guessing() -> str:
+    """Tokens go in, shifted by one; out comes a guess for each; each is priced."""
+    truth = [BLUE, SKY, BLUE, RED, GREEN]
+    guesses = [
+        {BLUE: 0.5, SKY: 0.25, GREEN: 0.125, RED: 0.125},
+        {BLUE: 0.25, SKY: 0.5, GREEN: 0.125, RED: 0.125},
+        {BLUE: 1.0, SKY: 0.0, GREEN: 0.0, RED: 0.0},
+        {BLUE: 0.5, SKY: 0.25, GREEN: 0.125, RED: 0.125},
+        {BLUE: 0.125, SKY: 0.25, GREEN: 0.5, RED: 0.125},
+    ]
+    price = ["1 bit", "1 bit", "0 bits", "3 bits", "1 bit"]
+    parts = []
+    for n, (colour, guess, bits) in enumerate(zip(truth, guesses, price, strict=True)):
+        x = 150 + 115 * n
+        before = cell(x + 17, 268, PALE, size=26, label="S")
+        parts += [
+            cell(x + 17, 268, truth[n - 1], size=26) if n else before,
+            arrow(x + 30, 262, x + 30, 238),
+            arrow(x + 30, 196, x + 30, 172),
+            bars(x - 1, 100, guess, colour),
+            cell(x + 17, 42, colour, size=26),
+            text(x + 30, 30, bits),
+        ]
+    box = (
+        f'<rect x="140" y="198" width="540" height="36" rx="4" fill="#fff" stroke="{INK}" '
+        'stroke-width="1.5"/>'
+    )
+    return card(
+        760,
+        316,
+        box,
+        text(410, 221, "GPT: each position sees itself and what is left of it"),
+        text(12, 30, "surprise", anchor="start"),
+        text(12, 60, "the truth", anchor="start"),
+        text(12, 140, "the guesses", anchor="start"),
+        text(12, 286, "what goes in", anchor="start"),
+        *parts,
+    )
+
+
+def neighbours() -> str:
+    """Two latent frames; the token to be guessed, and its neighbours left, above and before."""
+    size, parts = 1.7 * CELL, []
+    for frame, left in enumerate((90, 430)):
+        for row in range(4):
+            for column in range(4):
+                x, y = left + column * size, 46 + row * size
+                place = (frame, row, column)
+                if place == (1, 2, 2):
+                    parts.append(predicted(x, y, size=size))
+                elif place > (1, 2, 2):
+                    parts.append(hidden(x, y, size=size))
+                else:
+                    named = {(1, 2, 1): BLUE, (1, 1, 2): GREEN, (0, 2, 2): RED}
+                    parts.append(cell(x, y, named.get(place, PALE), size=size))
+                    parts.append(outline(x, y, size=size) if place in named else "")
+    line = f'fill="none" stroke="{ATTENTION}" stroke-width="3"'
+    x, y = 430 + 2 * size, 46 + 2 * size
+    parts.append(
+        f'<path d="M{90 + 3 * size + 4:g} {y + 17:g}C290 {y + 60:g} 400 {y + 60:g} '
+        f'{x - 2:g} {y + 26:g}" {line}/>'
+    )
+    return card(
+        760,
+        210,
+        text(90 + 2 * size, 30, "a latent frame"),
+        text(430 + 2 * size, 30, "the next one"),
+        *parts,
+        text(590, 46 + 1.6 * size, "above", anchor="start", colour=GREEN),
+        text(590, 46 + 2.6 * size, "left", anchor="start", colour=BLUE),
+        text(590, 46 + 3.6 * size, "before", anchor="start", colour=RED),
+    )
+
+
+DIAGRAMS = {"09-guessing.svg": guessing, "09-neighbours.svg": neighbours}
