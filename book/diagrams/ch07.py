@@ -88,7 +88,7 @@ def two_uses() -> str:
         triangle(470, 84, range(3, 4), future=False),
         text(456, 180, "the next token", anchor="end"),
         text(456, 140, "done", colour=QUIET, anchor="end"),
-        caption(548, 268, "sampling", "one row at a time"),
+        caption(522, 268, "sampling", "one row at a time"),
     )
 
 
