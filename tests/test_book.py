@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import median
 
 import jupytext
 import pytest
@@ -10,7 +11,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]_*.md"))
 PAGES = [*CHAPTERS, ROOT / "book" / "own_videos.md"]  # what keeps a chapter's rules
-CELL_LINES = 15
+CELL_LINES, MEDIAN_LINES, FOLDED_LINES = 15, 10, 30
+LINE = 79  # characters of code that the page shows without a scroll bar
 
 each_chapter = pytest.mark.parametrize("chapter", PAGES, ids=lambda path: path.stem)
 
@@ -23,17 +25,32 @@ def test_the_table_of_contents_lists_every_chapter_once_in_order():
     assert {f"book/{path.stem}" for path in PAGES} <= set(listed)
 
 
-@each_chapter
-def test_shown_cells_are_short(chapter):
-    folded = {"hide-input", "hide-cell"}
-    shown = [
+def sources(chapter, *, tagged, wanted):
+    """Code of the cells that have one of these tags, or of those that have none of them."""
+    return [
         cell.source
         for cell in jupytext.read(chapter).cells
-        if cell.cell_type == "code" and folded.isdisjoint(cell.metadata.get("tags", []))
+        if cell.cell_type == "code" and bool(tagged & set(cell.metadata.get("tags", []))) is wanted
     ]
+
+
+@each_chapter
+def test_shown_cells_are_short(chapter):
+    unseen = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+    shown = sources(chapter, tagged=unseen, wanted=False)
     assert shown, "no code is shown"
     longest = max(shown, key=lambda source: len(source.splitlines()))
     assert len(longest.splitlines()) <= CELL_LINES, longest
+    assert median(len(source.splitlines()) for source in shown) <= MEDIAN_LINES
+    widest = max((line for source in shown for line in source.splitlines()), key=len)
+    assert len(widest) <= LINE, widest
+
+
+@each_chapter
+def test_folded_figures_are_not_long(chapter):
+    folded = sources(chapter, tagged={"hide-input", "hide-cell"}, wanted=True)
+    longest = max(folded, key=lambda source: len(source.splitlines()))
+    assert len(longest.splitlines()) <= FOLDED_LINES, longest
 
 
 @each_chapter
