@@ -1,19 +1,6 @@
 """Diagrams of chapter 9: a whole clip of guesses in one pass, and the neighbours of a token."""
 
-from vocabulary import (
-    ATTENTION,
-    CELL,
-    COLOURS,
-    INK,
-    PALE,
-    arrow,
-    card,
-    cell,
-    hidden,
-    outline,
-    predicted,
-    text,
-)
+from vocabulary import COLOURS, INK, PALE, arrow, card, cell, hidden, predicted, text
 
 BLUE, SKY, GREEN, RED, _, _ = COLOURS
 
@@ -73,36 +60,25 @@ def guessing() -> str:
 
 def neighbours() -> str:
     """Two latent frames; the token to be guessed, and its neighbours left, above and before."""
-    size, parts = 1.7 * CELL, []
-    for frame, left in enumerate((90, 430)):
+    size, parts = 52, []
+    named = {
+        (0, 2, 2): (RED, "before"),
+        (1, 1, 2): (GREEN, "above"),
+        (1, 2, 1): (BLUE, "left"),
+    }
+    for frame, left in enumerate((132, 420)):
         for row in range(4):
             for column in range(4):
-                x, y = left + column * size, 46 + row * size
-                place = (frame, row, column)
+                x, y, place = left + column * size, 44 + row * size, (frame, row, column)
                 if place == (1, 2, 2):
                     parts.append(predicted(x, y, size=size))
                 elif place > (1, 2, 2):
                     parts.append(hidden(x, y, size=size))
                 else:
-                    named = {(1, 2, 1): BLUE, (1, 1, 2): GREEN, (0, 2, 2): RED}
-                    parts.append(cell(x, y, named.get(place, PALE), size=size))
-                    parts.append(outline(x, y, size=size) if place in named else "")
-    line = f'fill="none" stroke="{ATTENTION}" stroke-width="3"'
-    x, y = 430 + 2 * size, 46 + 2 * size
-    parts.append(
-        f'<path d="M{90 + 3 * size + 4:g} {y + 17:g}C290 {y + 60:g} 400 {y + 60:g} '
-        f'{x - 2:g} {y + 26:g}" {line}/>'
-    )
-    return card(
-        760,
-        210,
-        text(90 + 2 * size, 30, "a latent frame"),
-        text(430 + 2 * size, 30, "the next one"),
-        *parts,
-        text(590, 46 + 1.6 * size, "above", anchor="start", colour=GREEN),
-        text(590, 46 + 2.6 * size, "left", anchor="start", colour=BLUE),
-        text(590, 46 + 3.6 * size, "before", anchor="start", colour=RED),
-    )
+                    colour, label = named.get(place, (PALE, ""))
+                    parts.append(cell(x, y, colour, size=size, label=label))
+    names = (text(236, 30, "a latent frame"), text(524, 30, "the next one"))
+    return card(760, 272, *names, *parts)
 
 
 DIAGRAMS = {"09-guessing.svg": guessing, "09-neighbours.svg": neighbours}
