@@ -20,18 +20,17 @@ def bars(x: float, y: float, heights: dict[str, float], right: str) -> str:
 
 def guessing() -> str:
     """Tokens go in, shifted by one; out comes a guess for each; each is priced."""
-    truth = [BLUE, SKY, BLUE, RED, GREEN]
+    truth = [BLUE, SKY, BLUE, RED]
     guesses = [
         {BLUE: 0.5, SKY: 0.25, GREEN: 0.125, RED: 0.125},
         {BLUE: 0.25, SKY: 0.5, GREEN: 0.125, RED: 0.125},
         {BLUE: 1.0, SKY: 0.0, GREEN: 0.0, RED: 0.0},
         {BLUE: 0.5, SKY: 0.25, GREEN: 0.125, RED: 0.125},
-        {BLUE: 0.125, SKY: 0.25, GREEN: 0.5, RED: 0.125},
     ]
-    price = ["1 bit", "1 bit", "0 bits", "3 bits", "1 bit"]
+    price = ["1 bit", "1 bit", "0 bits", "3 bits"]
     parts = []
     for n, (colour, guess, bits) in enumerate(zip(truth, guesses, price, strict=True)):
-        x = 150 + 115 * n
+        x = 118 + 96 * n
         before = cell(x + 17, 268, PALE, size=26, label="S")
         parts += [
             cell(x + 17, 268, truth[n - 1], size=26) if n else before,
@@ -42,18 +41,18 @@ def guessing() -> str:
             text(x + 30, 30, bits),
         ]
     box = (
-        f'<rect x="140" y="198" width="540" height="36" rx="4" fill="#fff" stroke="{INK}" '
+        f'<rect x="104" y="198" width="382" height="36" rx="4" fill="#fff" stroke="{INK}" '
         'stroke-width="1.5"/>'
     )
     return card(
-        760,
+        500,
         316,
         box,
-        text(410, 221, "GPT: each position sees itself and what is left of it"),
-        text(12, 30, "surprise", anchor="start"),
-        text(12, 60, "the truth", anchor="start"),
-        text(12, 140, "the guesses", anchor="start"),
-        text(12, 286, "what goes in", anchor="start"),
+        text(295, 221, "GPT: each position sees itself and what is left of it"),
+        text(8, 30, "surprise", anchor="start"),
+        text(8, 60, "the truth", anchor="start"),
+        text(8, 140, "the guesses", anchor="start"),
+        text(8, 286, "what goes in", anchor="start"),
         *parts,
     )
 
@@ -66,7 +65,7 @@ def neighbours() -> str:
         (1, 1, 2): (GREEN, "above"),
         (1, 2, 1): (BLUE, "left"),
     }
-    for frame, left in enumerate((132, 420)):
+    for frame, left in enumerate((16, 252)):
         for row in range(4):
             for column in range(4):
                 x, y, place = left + column * size, 44 + row * size, (frame, row, column)
@@ -77,8 +76,8 @@ def neighbours() -> str:
                 else:
                     colour, label = named.get(place, (PALE, ""))
                     parts.append(cell(x, y, colour, size=size, label=label))
-    names = (text(236, 30, "a latent frame"), text(524, 30, "the next one"))
-    return card(760, 272, *names, *parts)
+    names = (text(120, 30, "a latent frame"), text(356, 30, "the next one"))
+    return card(476, 272, *names, *parts)
 
 
 DIAGRAMS = {"09-guessing.svg": guessing, "09-neighbours.svg": neighbours}
