@@ -1,8 +1,21 @@
 """Diagrams of chapter 3."""
 
-from vocabulary import COLOURS, INK, PALE, QUIET, arrow, caption, card, cell, clip, grid, text
+from vocabulary import (
+    COLOURS,
+    INK,
+    PALE,
+    QUIET,
+    arrow,
+    caption,
+    card,
+    cell,
+    clip,
+    grid,
+    outline,
+    text,
+)
 
-BLUE, RED = COLOURS[0], COLOURS[3]
+RED = COLOURS[3]
 
 
 def slab(x: float, y: float, width: float, height: float, words: str) -> str:
@@ -49,11 +62,10 @@ def padding_row(y: float, front: int, behind: int, words: str) -> str:
         x = left + n * size
         inside = 0 <= n < 8
         drawn.append(
-            cell(x, y, "#111" if inside else PALE, size=size, label=str(n) if inside else "0")
+            cell(x, y, "#111" if inside else "#fff", size=size, label=str(n) if inside else "0")
         )
     for k in range(4):
         x = start + (2 * k + 1.5) * size  # the middle of the four that it sees
-        colour = RED if k == 1 else BLUE
         for j in range(4):
             if k == 1:
                 tap = start + (2 * k + j + 0.5) * size
@@ -61,7 +73,9 @@ def padding_row(y: float, front: int, behind: int, words: str) -> str:
                     f'<path d="M{tap:g} {y + size:g}L{x + size / 2:g} {y + 82:g}" '
                     f'stroke="{RED}" stroke-width="2"/>'
                 )
-        drawn.append(cell(x, y + 82, colour, size=size, label=str(k)))
+        drawn.append(cell(x, y + 82, PALE, size=size, label=str(k)))
+        if k == 1:
+            drawn.append(outline(x, y + 82, size=size))
     return "".join(drawn)
 
 
