@@ -23,19 +23,19 @@ def raster() -> str:
     """Two latent frames and the row they make."""
     size, parts = 36, []
     for t in range(2):
-        left = 150 + 190 * t
+        left = 92 + 190 * t
         parts.append(text(left + 54, 26, f"frame {t}"))
         for i in range(6):
             x, y, n = left + i % 3 * size, 38 + i // 3 * size, 6 * t + i
             parts.append(cell(x, y, CLIP[n], size=size, label=str(n)))
-    parts += [arrow(300, 120, 300, 152), text(352, 142, "flatten")]
-    parts += [cell(64 + size * n, 164, CLIP[n], size=size, label=str(n)) for n in range(12)]
-    return card(560, 220, *parts)
+    parts += [arrow(240, 120, 240, 152), text(292, 142, "flatten")]
+    parts += [cell(24 + size * n, 164, CLIP[n], size=size, label=str(n)) for n in range(12)]
+    return card(480, 220, *parts)
 
 
 def shift() -> str:
     """Inputs, shifted right, below the guesses."""
-    size, left, parts = 40, 150, []
+    size, left, parts = 40, 100, []
     xs = [left + 62 * n for n in range(6)]
     for n, x in enumerate(xs):
         if n <= 3:
@@ -46,9 +46,9 @@ def shift() -> str:
             parts.append(cell(x, 148, CLIP[n - 1], size=size, label=str(n - 1)))
         else:
             parts.append(cell(x, 148, PALE, size=size, label="start"))
-    parts += [outline(xs[3], 42, size=size), text(70, 67, "guessed"), text(70, 173, "goes in")]
+    parts += [outline(xs[3], 42, size=size), text(48, 67, "guessed"), text(48, 173, "goes in")]
     parts += [text(x + 20, 208, f"place {n}", colour=QUIET) for n, x in enumerate(xs)]
-    return card(560, 224, *parts)
+    return card(480, 224, *parts)
 
 
 def box(x: float, y: float, words: str, *, width: float = 92, fill: str = PALE) -> str:
@@ -74,8 +74,8 @@ def plus(x: float, y: float) -> str:
 
 def block() -> str:
     """The residual stream and the two branches of a block."""
-    parts = [line("M20 140H540")]
-    for left, name, fill in [(60, "attention", ATTENTION), (308, "MLP", PALE)]:
+    parts = [line("M12 140H478")]
+    for left, name, fill in [(30, "attention", ATTENTION), (250, "MLP", PALE)]:
         parts += [
             line(f"M{left} 140V67H{left + 16}"),
             box(left + 18, 50, "norm", width=64),
@@ -85,12 +85,12 @@ def block() -> str:
             plus(left + 206, 140),
         ]
     parts += [
-        text(270, 20, "a label sets gain and bias", colour=QUIET),
-        f'<path d="M174 16H110V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
-        f'<path d="M366 16H378V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
-        text(270, 172, "residual stream, (B, N, D)", colour=QUIET),
+        text(190, 20, "a label sets gain and bias", colour=QUIET),
+        f'<path d="M98 16H80V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
+        f'<path d="M282 16H300V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
+        text(236, 172, "residual stream, (B, N, D)", colour=QUIET),
     ]
-    return card(560, 190, *parts)
+    return card(490, 190, *parts)
 
 
 DIAGRAMS = {"08-raster.svg": raster, "08-shift.svg": shift, "08-block.svg": block}

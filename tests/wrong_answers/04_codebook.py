@@ -21,10 +21,7 @@ WRONG = {
         r"has tokens \[1, .\], \[1, .\] is right: the first code leaves",
     ),
     "check_fsq": (
-        "lambda z: (\n"
-        "    (2 * torch.tanh(z)).detach().round() / 2,\n"
-        "    fsq(z)[1],\n"
-        ")",
+        "lambda z: (\n    (2 * torch.tanh(z)).detach().round() / 2,\n    fsq(z)[1],\n)",
         "no gradient comes through: rounding has no slope",
     ),
 }
