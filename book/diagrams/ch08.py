@@ -74,8 +74,8 @@ def plus(x: float, y: float) -> str:
 
 def block() -> str:
     """The residual stream and the two branches of a block."""
-    parts = [line("M12 140H478")]
-    for left, name, fill in [(30, "attention", ATTENTION), (250, "MLP", PALE)]:
+    parts = [line("M12 140H494")]
+    for left, name, fill in [(30, "attention", ATTENTION), (264, "MLP", PALE)]:
         parts += [
             line(f"M{left} 140V67H{left + 16}"),
             box(left + 18, 50, "norm", width=64),
@@ -85,12 +85,12 @@ def block() -> str:
             plus(left + 206, 140),
         ]
     parts += [
-        text(190, 20, "a label sets gain and bias", colour=QUIET),
+        text(192, 20, "a label sets gain and bias", colour=QUIET),
         f'<path d="M98 16H80V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
-        f'<path d="M282 16H300V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
+        f'<path d="M286 16H314V46" stroke="{QUIET}" stroke-dasharray="3 3" fill="none"/>',
         text(236, 172, "residual stream, (B, N, D)", colour=QUIET),
     ]
-    return card(490, 190, *parts)
+    return card(500, 190, *parts)
 
 
 DIAGRAMS = {"08-raster.svg": raster, "08-shift.svg": shift, "08-block.svg": block}
