@@ -67,3 +67,17 @@ def test_every_exercise_has_a_solution(chapter):
     exercises = re.findall(r"^`{3,}\{exercise-start\}.*\n:label: (\S+)", text, re.MULTILINE)
     solutions = re.findall(r"^`{3,}\{solution-start\} (\S+)\n:class: dropdown", text, re.MULTILINE)
     assert exercises == solutions != []
+
+
+def test_labels_are_unique_in_the_whole_book():
+    """Sphinx would say so, after ten minutes of executing chapters."""
+    pattern = r"^ *:?(?:label|name): (\S+)$|^\$\$ \((\S+)\)$|^\((\S+)\)=$"
+    labels = [
+        next(filter(None, found))
+        for page in (ROOT / "book").glob("*.md")
+        for found in re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE)
+        if "python3" not in found  # the kernel's name
+    ]
+    assert len(labels) > 100
+    twice = {label for label in labels if labels.count(label) > 1}
+    assert not twice
