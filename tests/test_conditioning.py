@@ -188,6 +188,14 @@ def test_actions_go_to_the_latent_frame_they_lead_to():
     assert torch.equal(embedding(actions)[0], expected)
 
 
+def test_actions_are_divided_by_their_standard_deviations():
+    embedding, scaled = ActionEmbedding(2, 8, 4, 6), ActionEmbedding(2, 8, 4, 6, (0.5, 4.0))
+    torch.nn.init.normal_(embedding.project.weight)
+    scaled.project.weight.data.copy_(embedding.project.weight)
+    actions = torch.randn(3, 8, 2)
+    assert_close(scaled(actions * torch.tensor([0.5, 4.0])), embedding(actions))
+
+
 def test_actions_start_without_effect():
     embedding = ActionEmbedding(3, 8, 4, 6)
     y = embedding(torch.randn(2, 8, 3))

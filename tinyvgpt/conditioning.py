@@ -7,6 +7,7 @@ Shapes: B batch · C channels · n given frames · T H W frames and pixels · t 
 D width · Dm memory width · A action dim.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -184,10 +185,18 @@ class ActionEmbedding(nn.Module):
     projection starts at zero, so a model gains actions without forgetting what it knows.
     """
 
-    def __init__(self, action_dim: int, frames: int, latent_frames: int, width: int):
-        """For clips of `frames` frames in `latent_frames` latent frames."""
+    def __init__(
+        self,
+        action_dim: int,
+        frames: int,
+        latent_frames: int,
+        width: int,
+        std: Sequence[float] | None = None,
+    ):
+        """For clips of `frames` frames in `latent_frames` latent frames; `std` divides actions."""
         super().__init__()
         self.expected, self.latent_frames = (frames, action_dim), latent_frames
+        self.register_buffer("std", torch.tensor(std or [1.0] * action_dim), persistent=False)
         self.project = nn.Linear(action_dim * frames // latent_frames, width)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -203,5 +212,5 @@ class ActionEmbedding(nn.Module):
                 f"actions have shape {tuple(actions.shape)}, the model needs (B, T, A) with "
                 f"(T, A) = {self.expected}"
             )
-        leading = F.pad(actions[:, :-1], (0, 0, 1, 0))  # (B, T, A): what leads to each frame
+        leading = F.pad(actions[:, :-1] / self.std, (0, 0, 1, 0))  # (B, T, A), before each frame
         return self.project(rearrange(leading, "b (t f) a -> b t (f a)", t=self.latent_frames))

@@ -53,11 +53,13 @@ class GPTConfig:
     cond_width: int = 64  # channels of its stem
     frame_dropout: float = 0.0  # share of first frames hidden in training; above 0: may be left out
     action_dim: int = 0  # A, floats a frame to condition on; 0 for none
+    action_std: tuple[float, ...] = ()  # A numbers by which actions are divided; () for none
     checkpointing: bool = False  # recompute blocks in the backward pass to save memory
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that can't be built."""
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))  # JSON has lists
+        for name in ("latent_shape", "action_std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         check_axes(self.width)
         check_heads(self.width, self.heads)
         if len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
@@ -85,6 +87,11 @@ class GPTConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
         if int(self.mlp_ratio * self.width) < 1:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive")
+        if self.action_std and (len(self.action_std) != self.action_dim or min(self.action_std) <= 0):
+            raise ValueError(
+                f"action_std is {self.action_std}, must be {self.action_dim} (action_dim) numbers "
+                "above 0, or ()"
+            )
         if self.cond_frames:
             check_heads(memory_width(self.cond_width), self.heads)
 
@@ -210,7 +217,11 @@ class GPT(nn.Module):
                 self.null_frames = nn.Parameter(torch.zeros(self.frame_encoder.memory_width))
         if config.action_dim:
             self.action_embedding = ActionEmbedding(
-                config.action_dim, config.frames, config.latent_shape[0], config.width
+                config.action_dim,
+                config.frames,
+                config.latent_shape[0],
+                config.width,
+                config.action_std,
             )
 
     def forward(
