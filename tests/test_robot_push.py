@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinyvgpt.data import robot_push
+from tinyvgpt.data import robot_push, still_camera
 from tinyvgpt.data.robot_push import FRAMES, RobotPush, load
 from tinyvgpt.video import resize_crop
 
@@ -31,13 +31,47 @@ def test_the_file_is_what_its_licence_says():
 
 
 def test_unpacking_is_quick_and_happens_once():
-    load.cache_clear()
+    robot_push._load.cache_clear()
     start = time.process_time()
     load("train"), load("test")
     assert time.process_time() - start < 3  # measured: 1.2, with nothing beside it
     assert load("train") is load("train")
     with pytest.raises(ValueError, match="read-only"):
         load("test").video[0] = 0
+
+
+def test_other_clips_in_their_place(tmp_path, monkeypatch):
+    """A file of four training videos and one test video, named by the environment variable."""
+    with np.load(robot_push.FILE) as file:
+        arrays = dict(file)
+    few = {"train": 4, "test": 1}
+    for source, count in few.items():
+        videos = load(source)
+        arrays |= {
+            f"{source}_{name}": array
+            for name, array in still_camera.pack(videos.video[:count]).items()
+        }
+        arrays |= {
+            f"{source}_{name}": getattr(videos, name)[:count]
+            for name in ("action", "endeffector", "tracks")
+        }
+    np.savez(tmp_path / "few.npz", **arrays)
+    monkeypatch.setenv("TINYVGPT_ROBOT_PUSH", str(tmp_path / "few.npz"))
+    assert [len(RobotPush(split, frames=30)) for split in ("train", "val", "test")] == [3, 1, 1]
+    for source, count in few.items():
+        assert np.array_equal(load(source).video, load(source, robot_push.FILE).video[:count])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip", "other arrays"])
+def test_a_file_that_is_no_such_file(content, tmp_path, monkeypatch):
+    path = tmp_path / "clips.npz"
+    if content == "other arrays":
+        np.savez(path, train_action=np.zeros(3))
+    elif content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("TINYVGPT_ROBOT_PUSH", str(path))
+    with pytest.raises(ValueError, match=r"clips.npz has no robot clips of 'test' that can be"):
+        RobotPush("test")
 
 
 def test_it_needs_no_more_than_numpy_and_torch():

@@ -4,7 +4,8 @@ BAIR's robot pushing (Ebert et al. 2017, "Self-supervised visual planning with t
 connections") is the dataset of VideoGPT's Table 1 and takes 30 GB; these are 256 training and 32
 test clips of the same form, simulated by data_recipes/robot_push.py and shipped inside the package
 (CC0, see ROBOT-PUSH-LICENSE.md): 30 frames of 64 × 64 pixels from an oblique camera. Every tenth
-training clip is held out for validation.
+training clip is held out for validation. data_recipes/robot_push_subset.py packs more of them into
+a file, which the environment variable TINYVGPT_ROBOT_PUSH puts in their place.
 
 An action is four numbers: what is commanded between its frame and the next, as the fingertips'
 displacement along x (towards the camera), y (to the right) and z (up) in metres, and the hand's
@@ -15,11 +16,13 @@ Shapes: B clips · T frames · H = W = resolution · N videos · n = 5 objects a
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -31,6 +34,7 @@ from tinyvgpt.data.windows import Windows, check_split, default_stride, rows_of
 from tinyvgpt.video import resize_crop
 
 FILE = Path(__file__).with_name("robot_push.npz")
+FILE_VARIABLE = "TINYVGPT_ROBOT_PUSH"  # environment variable: another such file
 FRAMES = 30  # of each video
 
 
@@ -43,12 +47,28 @@ class Videos(NamedTuple):
     tracks: np.ndarray  # float32 (N, 30, n, 2), objects' middles, pixels right and down, or NaN
 
 
-@lru_cache(maxsize=2)
-def load(source: str, path: Path = FILE) -> Videos:
-    """Unpacks the videos of "train" or "test", once a process."""
-    with np.load(path, allow_pickle=False) as file:
-        packed = {name: file[f"{source}_{name}"] for name in still_camera.KEYS}
-        numbers = [file[f"{source}_{name}"] for name in Videos._fields[1:]]
+def load(source: str, path: str | os.PathLike | None = None) -> Videos:
+    """Unpacks the videos of a split, once a process.
+
+    Args:
+        source: "train" or "test".
+        path: a file that data_recipes/robot_push_subset.py wrote. None means the one that the
+            environment variable TINYVGPT_ROBOT_PUSH names and, where that is unset, the embedded.
+
+    Raises:
+        ValueError: the file is no such file.
+    """
+    return _load(source, Path(path or os.environ.get(FILE_VARIABLE) or FILE).absolute())
+
+
+@lru_cache(maxsize=4)
+def _load(source: str, path: Path) -> Videos:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            packed = {name: file[f"{source}_{name}"] for name in still_camera.KEYS}
+            numbers = [file[f"{source}_{name}"] for name in Videos._fields[1:]]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise ValueError(f"{path} has no robot clips of {source!r} that can be read") from error
     videos = Videos(still_camera.unpack(packed), *numbers)
     for array in videos:
         array.flags.writeable = False
