@@ -7,17 +7,12 @@ the model changes: tests/test_sampling_clips.py notices.
 
 import base64
 import hashlib
-import json
-import os
-import platform
 import zlib
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from tinyvgpt import VideoGPT
+from tinyvgpt import VideoGPT, bench
 from tinyvgpt.sampling import SamplingRule, sample_tokens
 from tinyvgpt.store import resolve
 
@@ -60,12 +55,8 @@ def main() -> None:
             drawn.append(sample_tokens(gpt, CLIPS, seed=SEED, rule=rule).numpy())
             print(f"temperature {temperature}, {name}", flush=True)
     tokens = np.stack(drawn).reshape(len(TEMPERATURES), len(RULES), CLIPS, *drawn[0].shape[1:])
-    record = {
-        "date": date.today().isoformat(),
-        "command": "python book/pregenerate_sampling.py",
-        "device": f"CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+    found = {
+        "device": bench.device_name("cpu"),
         "model": MODEL,
         "fingerprint": fingerprint(MODEL),
         "seed": SEED,
@@ -74,9 +65,7 @@ def main() -> None:
         "shape": tokens.shape,
         "tokens": pack(tokens),
     }
-    temporary = RECORD.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, RECORD)
+    bench.record(found, RECORD.stem, "python book/pregenerate_sampling.py", RECORD.parent)
     print(f"{RECORD}: {RECORD.stat().st_size / 1e3:.0f} kB")
 
 

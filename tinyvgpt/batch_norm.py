@@ -4,8 +4,7 @@ With the batch split among processes, each would otherwise normalise with its ow
 statistics: other results than one process with the whole batch, and running statistics that
 differ. Source: Ioffe & Szegedy 2015, algorithm 1; variances are combined after Chan, Golub &
 LeVeque 1979, eq. 2.1. torch.nn.SyncBatchNorm does the same on GPUs only, and torch.compile breaks
-its graph around it; here the exchange is compiled with the rest. (Broken at the exchanges alone,
-two GPUs took three times as long for a step as one.) Chapter 16 builds this file.
+its graph around it; here the exchange is compiled with the rest. Chapter 16 builds this file.
 
 Shapes: B batch · D channels · t h w latent grid · R processes.
 """

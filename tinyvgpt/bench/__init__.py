@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from tinyvgpt.store import write_atomically
+
 
 def device_name(device: str) -> str:
     """What the device is called."""
@@ -33,7 +35,8 @@ def record(result: dict, name: str, command: str, folder: Path) -> Path:
         "machine": platform.machine(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **result}, indent=2) + "\n")
+    text = json.dumps({**about, **result}, indent=2) + "\n"
+    write_atomically({path: lambda file: file.write_text(text, encoding="utf-8")})
     return path
 
 

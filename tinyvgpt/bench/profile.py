@@ -40,6 +40,7 @@ def kernels(call: Callable[[], object]) -> dict[str, float]:
     """Milliseconds that a call's kernels run, by the operator that launches them, once warm."""
     for _ in range(WARM_UP):
         call()
+    torch.cuda.synchronize()  # or kernels that are still to run would be counted too
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(PROFILED):
             call()

@@ -82,7 +82,7 @@ def training(
 def in_fresh_process(job: Callable[[], R]) -> R:
     """What a job returns before which nothing else has run.
 
-    After its first use the profiler makes launching a kernel take half as long again, for good.
+    The profiler, once used, slows every later launch of a kernel in its process.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(job).result()
