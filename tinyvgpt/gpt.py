@@ -87,10 +87,10 @@ class GPTConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
         if int(self.mlp_ratio * self.width) < 1:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive")
-        if self.action_std and (len(self.action_std) != self.action_dim or min(self.action_std) <= 0):
+        std = self.action_std
+        if std and (len(std) != self.action_dim or min(std) <= 0):
             raise ValueError(
-                f"action_std is {self.action_std}, must be {self.action_dim} (action_dim) numbers "
-                "above 0, or ()"
+                f"action_std is {std}, must be () or {self.action_dim} (action_dim) numbers above 0"
             )
         if self.cond_frames:
             check_heads(memory_width(self.cond_width), self.heads)
