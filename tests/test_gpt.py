@@ -304,7 +304,10 @@ def test_configuration_for_a_tokenizer():
         ({"layers": 0}, "layers is 0, must be at least 1"),
         ({"codes": 0}, "codes is 0"),
         ({"classes": -1}, "classes is -1, must be at least 0"),
-        ({"action_dim": 3, "action_std": (1, 1)}, "action_std is (1, 1), must be () or 3 (action_dim)"),
+        (
+            {"action_dim": 3, "action_std": (1, 1)},
+            "action_std is (1, 1), must be () or 3 (action_dim)",
+        ),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
     ],
 )
