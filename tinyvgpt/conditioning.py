@@ -185,6 +185,8 @@ class ActionEmbedding(nn.Module):
     projection starts at zero, so a model gains actions without forgetting what it knows.
     """
 
+    std: Tensor
+
     def __init__(
         self,
         action_dim: int,

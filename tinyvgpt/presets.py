@@ -64,6 +64,40 @@ def moving_mnist() -> Preset:
     )
 
 
+def robot_push() -> Preset:
+    """The shipped model of simulated pushing: continues given frames, steered by actions."""
+    vqvae = VQVAEConfig(
+        downsample=(4, 4, 4), hidden=64, res_blocks=2, codes=512, code_dim=64, causal_time=True
+    )
+    gpt = GPTConfig.for_vqvae(
+        vqvae,
+        width=120,
+        heads=3,
+        layers=6,
+        dropout=0.1,
+        attn_dropout=0.0,
+        action_dim=4,
+        action_std=(0.018, 0.022, 0.019, 0.17),  # metres and radians a frame, of the training clips
+    )
+    shared = TrainConfig(beta2=0.95, checkpoint_every=1000, validate_every=500, log_every=50)
+    return Preset(
+        "robot-push",
+        vqvae,
+        replace(shared, steps=8000, batch_size=32, lr=1e-3, warmup=200, ema=0.999),
+        gpt,
+        replace(
+            shared,
+            steps=8000,
+            batch_size=64,
+            lr=1e-3,
+            warmup=500,
+            weight_decay=0.05,
+            ema=0.999,
+            encode_once=3450,
+        ),
+    )
+
+
 def laptop() -> Preset:
     """Minutes on two CPU cores: small networks, few tokens; strokes move, digits barely form."""
     vqvae = VQVAEConfig(
@@ -156,6 +190,7 @@ def _paper(
 PRESETS = {
     "laptop": laptop,
     "moving-mnist": moving_mnist,
+    "robot-push": robot_push,
     "own-videos": own_videos,
     "released-bair": released_bair,
     "paper-moving-mnist": paper_moving_mnist,
