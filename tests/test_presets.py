@@ -29,8 +29,9 @@ def test_the_paper_s_settings(name):
     assert preset(name).train_gpt.batch_size == 32
 
 
-def test_the_shipped_model_is_its_preset_s():
-    shipped, chosen = VideoGPT.from_pretrained("moving-mnist"), preset("moving-mnist")
+@pytest.mark.parametrize("name", ["moving-mnist", "robot-push"])
+def test_the_shipped_model_is_its_preset_s(name):
+    shipped, chosen = VideoGPT.from_pretrained(name), preset(name)
     assert shipped.vqvae.config == chosen.vqvae
     assert shipped.gpt.config == chosen.gpt
 

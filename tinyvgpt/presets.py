@@ -87,13 +87,13 @@ def robot_push() -> Preset:
         gpt,
         replace(
             shared,
-            steps=8000,
+            steps=17_000,
             batch_size=64,
             lr=1e-3,
             warmup=500,
             weight_decay=0.05,
             ema=0.999,
-            encode_once=3450,
+            encode_once=25_000,
         ),
     )
 

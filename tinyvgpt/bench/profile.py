@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from tinyvgpt import VQVAE, video
@@ -29,27 +30,38 @@ KINDS = {
 
 def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
     """Milliseconds of a step that the GPU spends on each kind of kernel."""
-    sums: dict[str, float] = dict.fromkeys([*KINDS, "codebook, loss and the rest"], 0.0)
-    for launcher, spent in kernels(step).items():
-        kind = next((k for k, names in KINDS.items() if any(n in launcher for n in names)), None)
-        sums[kind or "codebook, loss and the rest"] += spent
+    events = profiled(step)
+    sums = dict.fromkeys(KINDS, 0.0)
+    for event in events:
+        kind = next(
+            (k for k, names in KINDS.items() if any(n in str(event.key) for n in names)), None
+        )
+        if kind and event.device_type == DeviceType.CPU:  # what launches a kernel has its time too
+            sums[kind] += event.self_device_time_total / 1e3 / PROFILED
+    sums["codebook, loss and the rest"] = total(events) - sum(sums.values())
     return {kind: round(spent, 2) for kind, spent in sums.items() if spent}
 
 
-def kernels(call: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds that a call's kernels run, by the operator that launches them, once warm."""
+def profiled(call: Callable[[], object]) -> list[FunctionEventAvg]:
+    """What the profiler has on `PROFILED` calls, once they are warm."""
     for _ in range(WARM_UP):
         call()
-    torch.cuda.synchronize()  # or kernels that are still to run would be counted too
+    torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(PROFILED):
             call()
         torch.cuda.synchronize()
-    return {
-        event.key: event.self_device_time_total / 1e3 / PROFILED
-        for event in profiler.key_averages()
-        if event.device_type == DeviceType.CPU  # the kernels themselves would count twice
-    }
+    return list(profiler.key_averages())
+
+
+def total(events: list[FunctionEventAvg]) -> float:
+    """Milliseconds a call that kernels run.
+
+    Of the kernels' own events, as PyTorch's table sums them: added up over what launches them, the
+    first kernel was once counted twice.
+    """
+    kernels = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(event.self_device_time_total for event in kernels) / 1e3 / PROFILED
 
 
 def convolutions(vqvae: VQVAE | nn.Module, clips: Tensor) -> list[dict[str, Any]]:
@@ -95,7 +107,7 @@ def keep_input(name: str, inputs: dict[str, Any]) -> Callable:
 
 def milliseconds(call: Callable[[], object]) -> float:
     """Time that a call's kernels run."""
-    return round(sum(kernels(call).values()), 3)
+    return round(total(profiled(call)), 3)
 
 
 def time_convolution(module: nn.Module, shape: tuple[int, ...], flops: float) -> dict[str, Any]:
