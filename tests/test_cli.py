@@ -74,6 +74,20 @@ def test_sample_continues_a_file(model, tmp_path):
     assert (first - clips[0, :4].float()).abs().mean() < 2  # as given, but for the codec
 
 
+def test_sample_continues_clips_by_their_actions(tmp_path):
+    size = {"channels": 3, "frames": 8, "resolution": 32, "downsample": (4, 8, 8)}
+    vqvae = VQVAE(VQVAEConfig(**size, hidden=8, res_blocks=1, codes=8, code_dim=4, causal_time=True))
+    config = GPTConfig.for_vqvae(vqvae.config, width=24, heads=2, layers=1, action_dim=4)
+    VideoGPT(vqvae, GPT(config, vqvae.codebook.codes)).save(tmp_path / "arm")
+    options = ["--n", 6, "--frames", "robot-push", "--columns", 3, "--scale", 1]
+    assert run("sample", tmp_path / "arm", *options, "--out", tmp_path / "arm.mp4") == 0
+    clip = video.read(tmp_path / "arm.mp4")
+    real = open_dataset("robot-push", "test", frames=8, resolution=32).batch(range(6))["video"]
+    expected = video.grid(real, 3)
+    assert clip.shape == expected.shape
+    assert (clip[:4].float() - expected[:4].float()).abs().mean() < 8  # as given, but for the codec
+
+
 def test_reconstruct(model, tmp_path, capsys):
     out = tmp_path / "both.gif"
     assert run("reconstruct", model, "--n", 2, "--out", out) == 0
@@ -267,6 +281,8 @@ def test_info_on_a_gpu(monkeypatch, capsys):
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),
         (["sample"], "required"),
+        (["sample", "robot-push"], "steered by actions: --frames takes them from a dataset"),
+        (["sample", "moving-mnist", "--frames", "robot-push"], "channels 3, the model needs 1"),
     ],
 )
 def test_mistakes(words, said, capsys, tmp_path, monkeypatch):

@@ -27,10 +27,11 @@ class Sample:
     """Video file to write: .mp4, .gif or .webm."""
     labels: str | None = None
     """Class of all clips, by name ("37") or index."""
-    frames: Path | None = None
-    """Video file whose first frames all clips continue."""
+    frames: str | None = None
+    """Video file that all clips continue, or what train-vqvae takes, such as "robot-push", whose
+    first test clips are continued, one each, and by their actions if the model takes actions."""
     given: int | None = None
-    """How many frames to take of it; by default what the model conditions on, or half a clip."""
+    """How many frames to take of them; by default what the model conditions on, or half a clip."""
     sample_fps: float | None = None
     """Frames a second to take of it; by default every frame."""
     temperature: float = 1.0
@@ -55,9 +56,13 @@ class Sample:
     def run(self) -> None:
         """Samples and writes."""
         model = VideoGPT.from_pretrained(self.model).to(pick_device(self.device))
+        begun = {} if self.frames is None else self.beginnings(model, self.frames)
+        if model.gpt.config.action_dim and "actions" not in begun:
+            raise ValueError("the model is steered by actions: --frames takes them from a dataset")
+        each = "frames" in begun and begun["frames"].ndim == 5  # a beginning for each clip
         clips = model.sample(
-            self.n,
-            frames=None if self.frames is None else self.first_frames(model, self.frames),
+            None if each else self.n,
+            **begun,
             labels=self.labels
             if self.labels is None or not self.by_index(model)
             else int(self.labels),
@@ -75,11 +80,22 @@ class Sample:
         """Whether the label is an index: a number, to a model whose classes have no names."""
         return model.label_names is None and str(self.labels).isdigit()
 
-    def first_frames(self, model: VideoGPT, path: Path) -> torch.Tensor:
-        """Uint8 (n, H, W, C): the beginning of the file at `path`, as the model needs it."""
+    def beginnings(self, model: VideoGPT, source: str) -> dict[str, torch.Tensor]:
+        """How the clips begin, and what actions go on from there, as `VideoGPT.sample` takes it."""
         config = model.vqvae.config
         count = self.given or model.gpt.config.cond_frames or config.frames // 2
-        return read_clip(path, count, config, self.sample_fps)
+        if Path(source).suffix.lower() in SUFFIXES:
+            return {"frames": read_clip(Path(source), count, config, self.sample_fps)}
+        check_count(self.n)
+        data = ClipOptions(sample_fps=self.sample_fps).open_for(config, source, "test")
+        check_data(data, model.vqvae)
+        if isinstance(data, TokenFolder):
+            raise ValueError(f"{source} holds tokens, clips are needed")
+        batch = data.batch(range(min(self.n, len(data))))
+        given = {"frames": batch["video"][:, :count]}
+        if model.gpt.config.action_dim and "action" in batch:
+            given["actions"] = batch["action"]
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)
