@@ -62,7 +62,8 @@ class Sample:
         each = "frames" in begun and begun["frames"].ndim == 5  # a beginning for each clip
         clips = model.sample(
             None if each else self.n,
-            **begun,
+            frames=begun.get("frames"),
+            actions=begun.get("actions"),
             labels=self.labels
             if self.labels is None or not self.by_index(model)
             else int(self.labels),
