@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch.testing import assert_close
 
+from tinyvgpt import attention
 from tinyvgpt.attention import (
     AxialAttention,
     CausalSelfAttention,
@@ -162,7 +163,7 @@ def test_layout_has_no_state():
     layout = StridedLayout((4, 8, 8))
     assert not layout.state_dict()
     assert not list(layout.parameters())
-    assert {name for name, _ in layout.named_buffers()} == {"blocks", "mask"}
+    assert {name for name, _ in layout.named_buffers()} == {"blocks", "mask", "rows", "columns"}
 
 
 @pytest.mark.parametrize("shape", [None, (4, 8, 8), (8, 4, 8)])
@@ -294,3 +295,26 @@ def test_width_must_divide_into_heads(build):
 def test_no_heads():
     with pytest.raises(ValueError, match="0 heads"):
         AxialAttention(10, 0)
+
+
+def test_kernels_for_a_block_and_for_good():
+    assert attention._chosen == "auto"
+    with attention.use("torch"):
+        assert attention._chosen == "torch"
+        attention.use("auto")
+        attention.use("torch")
+    assert attention._chosen == "auto"
+    with pytest.raises(ValueError, match="can use auto, torch, cuda, not 'CUDA'"):
+        attention.use("CUDA")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_kernels_where_there_is_no_gpu():
+    with pytest.raises(RuntimeError, match="CUDA kernels: cpu is no CUDA device"):
+        attention.use("cuda")
+    assert attention._chosen == "auto"
+
+
+def test_a_kernel_s_layout_is_the_mask():
+    layout = StridedLayout((4, 16, 16))
+    assert torch.equal(layout.packed().mask(1024, 1024)[0], layout.mask)

@@ -6,15 +6,76 @@ Shapes: B batch · N tokens in a sequence · M memory positions · D width · nh
 T H W (latent) frames, rows, columns · L length of the row attended along.
 """
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tinyvgpt import kernels
+
+CHOICES = ("auto", "torch", "cuda")
+FASTER: frozenset[str] = frozenset()  # of "axial", "flash", "strided": what "auto" uses kernels for
+_chosen = "auto"
 SHORT = 64  # keys up to which a fused kernel would mostly wait; see `attend_short`
 PACKED = 32  # positions that several shorter rows are packed into
+
+
+def use(which: str) -> contextlib.AbstractContextManager[None]:
+    """Chooses whose attention runs on GPUs, from now on or, in a `with`, for a block.
+
+    Args:
+        which: "torch", PyTorch's kernels; "cuda", this package's wherever they can do it; "auto",
+            whichever were measured to be faster. Compiled code keeps what it was compiled with.
+
+    Raises:
+        ValueError: for another word.
+        RuntimeError: for "cuda" where these kernels can't run, with the reason.
+    """
+    global _chosen
+    if which not in CHOICES:
+        raise ValueError(f"attention can use {', '.join(CHOICES)}, not {which!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if which == "cuda" and (reason := kernels.why_not(device)):
+        raise RuntimeError(f"attention can't use the package's CUDA kernels: {reason}")
+    former, _chosen = _chosen, which
+    return _back_to(former)
+
+
+@contextlib.contextmanager
+def _back_to(former: str) -> Iterator[None]:
+    global _chosen
+    try:
+        yield
+    finally:
+        _chosen = former
+
+
+def own_kernel(kind: str, x: Tensor, head_dim: int) -> bool:
+    """Whether the package's kernel of a kind ("axial", "flash", "strided") is to compute on x."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    if _chosen == "torch" or not x.is_cuda or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    step, most = (8, 128) if kind == "axial" else (16, 160)
+    if head_dim % step or head_dim > most:
+        return False
+    return _chosen == "cuda" or (kind in FASTER and _can_run(x.device.index or 0))
+
+
+def _can_run(index: int) -> bool:
+    """Whether the kernels run on a GPU; says so once if they don't."""
+    reason = kernels.why_not(torch.device("cuda", index))
+    if reason:
+        warnings.warn(f"attention is PyTorch's: {reason}", stacklevel=2)
+    return reason is None
+
+
+# torch.compiler.assume_constant_result, without its import of the whole compiler
+_can_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attend(
@@ -48,6 +109,8 @@ def attend(
         mask, causal = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n), False
     causal = causal and n > 1  # a single query at the end of the sequence sees every key
     plain = mask is None and not dropout
+    if plain and n > 1 and own_kernel("flash", q, q.shape[-1]):
+        return kernels.flash_attention(q, k, v, causal)
     if plain and n == m <= SHORT and q.is_cuda and torch.compiler.is_compiling():
         return attend_short(q, k, v, causal=causal)
     if not (q.is_cuda and plain and n == m):
@@ -136,10 +199,13 @@ class StridedLayout(nn.Module):
     Attributes:
         blocks: bool (N/32, N/32), true where a block attends to a block.
         mask: bool (N, N), the same token by token.
+        rows, columns: the same as `kernels.BlockLayout` has it.
     """
 
     blocks: Tensor
     mask: Tensor
+    rows: Tensor
+    columns: Tensor
     block = 32
     local = 4  # so many blocks before the diagonal one are always seen
 
@@ -161,6 +227,9 @@ class StridedLayout(nn.Module):
         tokens = blocks.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)
         self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("mask", tokens.tril(), persistent=False)
+        packed = kernels.block_layout(blocks, causal=True)
+        self.register_buffer("rows", packed.rows, persistent=False)
+        self.register_buffer("columns", packed.columns, persistent=False)
         self._keys: dict[tuple[int, torch.device], Tensor] = {}
 
     @classmethod
@@ -177,6 +246,10 @@ class StridedLayout(nn.Module):
                 f"both must be multiples of {cls.block}"
             )
         return (*shape[:axis], product // cls.block)
+
+    def packed(self) -> kernels.BlockLayout:
+        """What `kernels.strided_attention` takes."""
+        return kernels.BlockLayout(self.blocks[None], True, self.rows, self.columns)
 
     def keys(self, position: int) -> Tensor:
         """Positions (int64, ascending) that the query at `position` attends to, itself included."""
@@ -240,6 +313,8 @@ class CausalSelfAttention(nn.Module):
         elif x.shape[1] == 1:
             keys = layout.keys(start)
             y = attend(q, k[:, :, keys], v[:, :, keys])
+        elif cache is None and own_kernel("strided", q, q.shape[-1]):
+            y = kernels.strided_attention(q, k, v, layout.packed())
         else:
             end = start + x.shape[1]
             y = attend(q, k, v, mask=layout.mask[start:end, :end])
@@ -298,6 +373,10 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, H, W, D) to (B, T, H, W, D)."""
+        width = x.shape[-1]
+        if max(x.shape[1:4]) <= SHORT and own_kernel("axial", x, width // self.heads):
+            qkv = self.qkv(x).unflatten(-1, (3, 3, self.heads, -1))
+            return self.out(kernels.axial_block(qkv, causal_time=self.causal_time).flatten(-3))
         weights = zip(self.qkv.weight.chunk(3), self.out.weight.chunk(3, dim=1), strict=True)
         total: Tensor = self.out.bias
         for axis, (qkv, out) in enumerate(weights, 1):

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import tyro
 
-from tinyvgpt import __version__, video
-from tinyvgpt.attention import backends
+from tinyvgpt import __version__, kernels, video
+from tinyvgpt.attention import FASTER, backends
 from tinyvgpt.commands.common import ClipOptions, Name, check_count
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
@@ -80,8 +80,11 @@ class Info:
         print(f"tinyvgpt {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
         print(f"CUDA device: {gpu}; CPU threads: {torch.get_num_threads()}")
         order = [kernel.name for kernel in backends(torch.device("cuda"))] if gpu != "none" else []
-        kernels = f", in training {', else '.join(order[:2])}" if order else ""
-        print(f"attention: PyTorch's scaled_dot_product_attention{kernels}")
+        training = f", in training {', else '.join(order[:2])}" if order else ""
+        print(f"attention: PyTorch's scaled_dot_product_attention{training}")
+        reason = kernels.why_not(torch.device("cuda" if order else "cpu"))
+        used = f"used for {', '.join(sorted(FASTER)) or 'nothing, unless asked for'}"
+        print(f"attention kernels of this package: {f'not here: {reason}' if reason else used}")
         shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
         print(f"shipped models: {', '.join(shipped)}")
         print("presets:")

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tinyvgpt.bench import device_name, record
 from tinyvgpt.bench.data import loading
+from tinyvgpt.bench.kernels import kernels
 from tinyvgpt.bench.learning import learning
 from tinyvgpt.bench.sampling import sampling
 from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import training
 from tinyvgpt.commands.common import Name, pick_device
+from tinyvgpt.kernels import why_not
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Bench:
 
     what: Name = "sampling"
     """What to time: sampling, data, train (steps of both stages against the original's), scaling
-    (over this machine's GPUs) or learning (loss curves against float32's)."""
+    (over this machine's GPUs), learning (loss curves against float32's) or kernels (attention's,
+    against PyTorch's)."""
     batch: int | None = None
     """Sampling and data: clips decoded or loaded together; by default 1 or 32."""
     tokens: int | None = None
@@ -47,6 +52,7 @@ class Bench:
             "train": lambda: self.training(training),
             "scaling": lambda: self.training(scaling),
             "learning": lambda: self.training(learning),
+            "kernels": self.kernels,
         }
         if self.what not in timings:
             raise ValueError(f"no benchmark {self.what!r}; known are {', '.join(timings)}")
@@ -74,6 +80,13 @@ class Bench:
         words = ["--batch", batch, "--workers", self.workers]
         words += ["--data", self.data] if self.data else []
         return loading(self.data, batch_size=batch, workers=self.workers), words
+
+    def kernels(self) -> tuple[dict[str, Any], list[Any]]:
+        """The kernels, and the words of the command."""
+        device = torch.device(pick_device(self.device))
+        if reason := why_not(device):
+            raise ValueError(f"the kernels can't be timed: {reason}")
+        return kernels(), []
 
     def training(self, what: Callable[..., dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
         """Training, and the words of the command."""

@@ -1,0 +1,64 @@
+"""Runs CUDA kernels of the package on a CPU, thread by thread: slow, exact, and without a GPU.
+
+What a kernel does is compiled by g++ with cuda_on_cpu.h in the place of CUDA. It shows whether
+indices, fragments, barriers and asynchronous copies are right, not how fast they are. Two threads
+that race for shared memory are not always caught; compute-sanitizer on a GPU is for that.
+"""
+
+import ctypes
+import hashlib
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+
+
+@lru_cache
+def compiled(source: str, kernel: str, folder: Path) -> ctypes.CDLL:
+    """A shared library in which `run` launches a kernel, named as in C++: "copy<float, 4>"."""
+    header = (HERE / "cuda_on_cpu.h").read_text()
+    source = source.replace("extern __shared__", "extern")
+    text = f"""{header}
+char shared[emulated::SHARED] __attribute__((aligned(1024)));
+{source}
+extern "C" void run(const unsigned* grid, const unsigned* block, long bytes, void** args) {{
+    emulated::launch({kernel}, grid, block, bytes, shared, args);
+}}
+extern "C" void counts(long* out) {{
+    out[0] = emulated::conflicts, out[1] = emulated::matrix_loads;
+}}
+"""
+    name = hashlib.sha256(text.encode()).hexdigest()[:20]
+    library = folder / f"{name}.so"
+    if not library.exists():
+        (folder / f"{name}.cpp").write_text(text)
+        options = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-fno-strict-aliasing"]
+        command = ["g++", *options, "-o", str(library), str(folder / f"{name}.cpp")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:3000]
+    return ctypes.CDLL(str(library))
+
+
+def launch(source, kernel, folder, grid, block, shared_bytes, *args):
+    """Runs a kernel on CPU tensors, numpy scalars and None (a null pointer)."""
+    library = compiled(source, kernel, folder)
+    values = []
+    for arg in args:
+        if arg is None or isinstance(arg, torch.Tensor):
+            values.append(ctypes.c_void_p(None if arg is None else arg.data_ptr()))
+        else:
+            values.append(np.ctypeslib.as_ctypes_type(arg.dtype)(arg.item()))
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+    sizes = [(ctypes.c_uint * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
+    library.run(sizes[0], sizes[1], ctypes.c_long(shared_bytes), pointers)
+
+
+def conflicts(source, kernel, folder) -> tuple[int, int]:
+    """Bank conflicts of matrix loads so far, and how many 8 × 8 matrices were loaded."""
+    found = (ctypes.c_long * 2)()
+    compiled(source, kernel, folder).counts(found)
+    return found[0], found[1]

@@ -1,0 +1,360 @@
+"""Flash attention's gradients: the kernel on a CPU, the reference, and what is refused."""
+
+import io
+import math
+import re
+import shutil
+from functools import partial
+
+import cuda_on_cpu
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tinyvgpt.attention import StridedLayout
+from tinyvgpt.kernels import build
+from tinyvgpt.kernels import flash_backward as module
+from tinyvgpt.kernels.flash_backward import (
+    DENSE,
+    SPARSE,
+    Tiles,
+    flash_backward,
+    flash_backward_op,
+    reference,
+    tiles_for,
+)
+from tinyvgpt.kernels.layout import block_layout
+
+ARCHITECTURES = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90a": 227, "sm_120": 99}  # KB a block
+FILES = {
+    file: (build.HERE / "tile.cuh").read_text() + (build.HERE / file).read_text()
+    for file in ("flash_backward.cu", "flash_backward_sums.cu")
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    return tmp_path_factory.mktemp("flash_backward")
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Return the op's implementation with its kernels run on the CPU; new tensors start as NaN."""
+
+    def emulate(file, name, grid, threads, shared_bytes, device, *args):
+        cuda_on_cpu.launch(FILES[file], name, folder, grid, (threads,), shared_bytes, *args)
+
+    def launched(*args):
+        torch.use_deterministic_algorithms(True)
+        try:
+            return flash_backward_op._init_fn(*args)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    monkeypatch.setattr(build, "launch", emulate)
+    torch.manual_seed(0)
+    return launched
+
+
+def projected(batch, heads, length, *dims, dtype):
+    """Views (B, nh, S, d) of one projection's result."""
+    together = torch.randn(batch, length, heads * sum(dims)).to(dtype)
+    parts = together.split([heads * d for d in dims], dim=-1)
+    return [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in parts]
+
+
+def forward(q, k, v, *, causal, scale, mask=None):
+    """Attention in float64: the output in q's dtype, and the log-sum-exp in float32."""
+    scores = scale * q.double() @ k.double().mT
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    seen = seen.tril(k.shape[2] - q.shape[2]) if causal else seen
+    seen = seen if mask is None else seen & mask
+    scores = scores.masked_fill(~seen, -math.inf)
+    o = scores.softmax(-1).nan_to_num(0) @ v.double()
+    return o, scores.logsumexp(-1)
+
+
+def agrees(run, grad, q, k, v, *, causal, scale=None, layout=None, floor=1e-6):
+    """Asserts that the kernel's gradients are those of float64, but for rounding."""
+    scale = scale or q.shape[-1] ** -0.5
+    rows = columns = mask = None
+    if layout is not None:
+        rows, columns, causal = layout.rows, layout.columns, layout.causal
+        mask = layout.mask(q.shape[2], k.shape[2])
+    o, lse = forward(q, k, v, causal=causal, scale=scale, mask=mask)
+    o = o.to(q.dtype)
+    exact = [x.double() for x in (grad, q, k, v, o)]
+    wanted = reference(*exact, lse, causal=causal, scale=scale, mask=mask)
+    got = run(grad, q, k, v, o, lse.float(), causal, scale, rows, columns)
+    within = 2**-11 if q.dtype is torch.float16 else 2**-8
+    for x, y, like in zip(got, wanted, (q, k, v), strict=True):
+        assert x.shape == like.shape
+        assert x.dtype == like.dtype
+        assert x.transpose(1, 2).is_contiguous()
+        assert (x - y).norm() <= within * y.norm() + floor * y.numel() ** 0.5
+    return got
+
+
+@pytest.mark.parametrize(
+    ("d", "dv", "dtype"),
+    [
+        (64, 64, torch.float16),
+        (128, 128, torch.bfloat16),
+        (144, 144, torch.float16),
+        (144, 60, torch.float16),
+        (160, 160, torch.bfloat16),
+        (16, 16, torch.bfloat16),
+    ],
+)
+def test_kernel(run, d, dv, dtype):
+    for queries, keys, causal in ((70, 150, True), (131, 66, True), (1, 65, False)):
+        q, grad = projected(1, 2, queries, d, dv, dtype=dtype)
+        k, v = projected(1, 2, keys, d, dv, dtype=dtype)
+        agrees(run, grad, q, k, v.contiguous() if dv % 8 else v, causal=causal)
+
+
+def test_kernel_over_random_shapes(run):
+    generator = torch.Generator().manual_seed(0)
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    for _ in range(16):
+        (d, dv), dtype = pick(((64, 64), torch.float16), ((144, 144), torch.float16))
+        batch, heads = pick((1, 1), (2, 1), (1, 3))
+        lengths = 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200
+        queries, keys = pick(*lengths), pick(*lengths)
+        if pick(0, 1):
+            q, grad = projected(batch, heads, queries, d, dv, dtype=dtype)
+            k, v = projected(batch, heads, keys, d, dv, dtype=dtype)
+        else:
+            q, grad = (torch.randn(batch, heads, queries, n).to(dtype) for n in (d, dv))
+            k, v = (torch.randn(batch, heads, keys, n).to(dtype) for n in (d, dv))
+        agrees(run, grad, q, k, v, causal=pick(True, False), scale=pick(None, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("keys", "tiles", "sparse"),
+    [
+        (True, Tiles(4, 16, 64, 64, False), True),
+        (False, Tiles(2, 32, 32, 16, True), False),
+    ],
+)
+def test_other_tiles(run, monkeypatch, keys, tiles, sparse):
+    both = dict(zip((True, False), (SPARSE if sparse else DENSE)[64], strict=True)) | {keys: tiles}
+    monkeypatch.setattr(module, "tiles_for", lambda d, *, keys, sparse: both[keys])
+    q, grad, k, v = (torch.randn(1, 2, 140, 64).half() for _ in range(4))
+    layout = block_layout(torch.rand(2, 5, 5) < 0.4, causal=True) if sparse else None
+    agrees(run, grad, q, k, v, causal=True, layout=layout)
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_one_pass(run, monkeypatch, d):
+    monkeypatch.setattr(module, "ONE_PASS", True)
+    monkeypatch.setattr(module, "most_shared_bytes", lambda device: 227 * 1024)
+    for queries, keys, causal in ((130, 200, True), (70, 40, True), (100, 130, False)):
+        q, grad = projected(1, 2, queries, d, d, dtype=torch.float16)
+        k, v = projected(1, 2, keys, d, d, dtype=torch.float16)
+        agrees(run, grad, q, k, v, causal=causal)
+
+
+def random_layout(heads, rows, columns, causal):
+    generator = torch.Generator().manual_seed(rows)
+    blocks = torch.rand(heads, rows, columns, generator=generator) < 0.3
+    blocks[:, rows // 2] = False  # queries that see nothing
+    blocks[:, :, columns // 2] = False  # keys that nobody sees
+    return block_layout(blocks, causal=causal)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "layout"),
+    [
+        (256, 256, block_layout(StridedLayout((4, 8, 8)).blocks, causal=True)),
+        (210, 161, random_layout(1, 7, 6, True)),
+        (64, 64, block_layout(torch.zeros(2, 2, dtype=torch.bool), causal=False)),
+        (100, 1311, random_layout(2, 4, 41, False)),  # two words a row
+        (1305, 90, random_layout(2, 41, 3, False)),
+    ],
+)
+def test_kernel_with_a_layout(run, queries, keys, layout):
+    q, grad = projected(1, 2, queries, 64, 64, dtype=torch.float16)
+    k, v = projected(1, 2, keys, 64, 64, dtype=torch.float16)
+    agrees(run, grad, q, k, v, causal=False, layout=layout)
+
+
+def test_gradients_that_come_in_other_shapes(run):
+    q, k, v = (torch.randn(2, 2, 40, 64).half() for _ in range(3))
+    grads = (
+        torch.randn(2, 1, 1, 1).half().expand(2, 2, 40, 64),  # of a sum
+        torch.randn(2, 2, 1, 64).half().expand(2, 2, 40, 64),
+        torch.randn(2, 2, 64, 40).half().mT,
+        torch.randn(2, 2, 40, 65).half()[..., :64],  # rows that don't begin at 16 bytes
+        torch.randn(2 * 2 * 40 * 64 + 1).half()[1:].view(2, 2, 40, 64),
+        torch.randn(2, 2, 40, 128).half()[..., ::2],
+    )
+    for grad in grads:
+        agrees(run, grad, q, k, v, causal=True)
+
+
+def test_large_scores(run):
+    q, k, v, grad = (torch.randn(1, 1, 70, 64).half() for _ in range(4))
+    for sign in (1, -1):
+        agrees(run, grad, 20 * q, sign * 20 * k, v, causal=True, floor=1e-3)
+
+
+def test_empty_rows_get_zeros(run):
+    q, grad = (torch.randn(1, 1, 100, 64).half() for _ in range(2))
+    k, v = (torch.randn(1, 1, 30, 64).half() for _ in range(2))
+    dq, _, _ = agrees(run, grad, q, k, v, causal=True)
+    assert not dq[:, :, :70].any()
+
+
+def test_kernel_repeats_itself_exactly(run):
+    q, k, v, grad = (torch.randn(1, 2, 130, 64).half() for _ in range(4))
+    first, again = (agrees(run, grad, q, k, v, causal=True) for _ in range(2))
+    assert all(x.equal(y) for x, y in zip(first, again, strict=True))
+
+
+def test_matrix_loads_without_bank_conflicts(run, folder):
+    for d, dtype in ((64, torch.float16), (128, torch.bfloat16), (144, torch.float16)):
+        q, k, v, grad = (torch.randn(1, 1, 64, d).to(dtype) for _ in range(4))
+        agrees(run, grad, q, k, v, causal=False)
+        for keys in (True, False):
+            tiles = tiles_for(d, keys=keys, sparse=False)
+            name = tiles.name(q.dtype, d, d, keys=keys, sparse=False)
+            found, loads = cuda_on_cpu.conflicts(FILES["flash_backward.cu"], name, folder)
+            assert loads
+            assert not found
+
+
+def test_the_op(run):
+    """The op passes PyTorch's own checks, with the kernel on the CPU in the GPU's place."""
+    with torch.library._scoped_library("tinyvgpt", "IMPL") as library:
+        library.impl("flash_backward", run, "CPU")
+        layout = random_layout(1, 2, 2, True)
+        for rows, columns in ((None, None), (layout.rows, layout.columns)):
+            for dv in (64, 52):
+                q, grad = projected(2, 2, 40, 64, 64, dtype=torch.float16)
+                k, v = (torch.randn(2, 2, 50, n).half() for n in (64, dv))
+                o, lse = forward(q, k, v, causal=True, scale=0.2)
+                args = (grad[..., :dv], q, k, v, o.half(), lse.float(), True, 0.2, rows, columns)
+                checks = ("test_schema", "test_faketensor")
+                torch.library.opcheck(flash_backward_op, args, test_utils=checks)
+
+
+def test_reference_is_the_gradient():
+    torch.manual_seed(0)
+    for causal, layout in ((False, None), (True, None), (True, random_layout(1, 3, 3, True))):
+        q, k, v = (torch.randn(2, 3, 70, 16, dtype=torch.float64) for _ in range(3))
+        layout = layout and block_layout(layout.blocks | torch.eye(3).bool(), causal=True)
+        mask = None if layout is None else layout.mask(70, 70)
+        attend = partial(forward, causal=causal, scale=0.25, mask=mask)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        o, lse = attend(*leaves)
+        grad = torch.randn_like(o)
+        o.backward(grad)
+        inputs = [x.detach() for x in (q, k, v, o, lse)]
+        got = flash_backward(grad, *inputs, causal=causal, layout=layout)
+        for x, leaf in zip(got, leaves, strict=True):
+            torch.testing.assert_close(x, leaf.grad)
+
+
+def arguments(queries=40, keys=40, d=64, dv=64, dtype=torch.bfloat16, device="meta", **changed):
+    make = partial(torch.empty, dtype=dtype, device=device)
+    made = {
+        "grad": make(2, 3, queries, dv),
+        "q": make(2, 3, queries, d),
+        "k": make(2, 3, keys, d),
+        "v": make(2, 3, keys, dv),
+        "o": make(2, 3, queries, dv),
+        "lse": torch.empty(2, 3, queries, device=device),
+    }
+    return {**made, **changed}
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        made = arguments(queries=30, dv=48)
+        for x, name in zip(flash_backward(**made, causal=True), "qkv", strict=True):
+            like = made[name]
+            assert (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device)
+            assert x.transpose(1, 2).is_contiguous()
+
+
+def test_bad_input_for_the_kernel():
+    with FakeTensorMode():
+        empty = partial(torch.empty, dtype=torch.bfloat16, device="meta")
+        for error, message, changes in (
+            (TypeError, "takes bfloat16", {"dtype": torch.float32}),
+            (ValueError, "multiple of 16 up to 160", {"d": 72}),
+            (ValueError, "multiple of 16 up to 160", {"d": 176}),
+            (ValueError, "no more than d", {"d": 48}),
+            (ValueError, "q's strides", {"q": empty(2, 3, 64, 40).mT}),
+            (ValueError, "k's strides", {"k": empty(2, 3, 40, 66)[..., :64]}),
+        ):
+            with pytest.raises(error, match=message):
+                flash_backward(**arguments(**changes))
+        many = arguments()
+        many = {name: x[:1].expand(70000, *x.shape[1:]) for name, x in many.items()}
+        with pytest.raises(ValueError, match="65535"):
+            flash_backward(**many)
+
+
+def test_bad_input():
+    float32 = partial(arguments, device="cpu", dtype=torch.float32)
+    good = float32()
+    layout = block_layout(torch.ones(2, 2, dtype=torch.bool), causal=True)
+    for error, message, changes in (
+        (ValueError, "must be", {"q": good["q"][0]}),
+        (ValueError, "fit each other", {"k": good["k"][..., :32]}),
+        (ValueError, "fit each other", {"k": good["k"][:, :, :9]}),
+        (ValueError, "fit each other", {"v": good["v"][:1]}),
+        (ValueError, "empty", {"k": good["k"][:, :, :0], "v": good["v"][:, :, :0]}),
+        (ValueError, "grad must be", {"grad": good["grad"][:, :, 1:]}),
+        (ValueError, "o must be", {"o": good["o"][..., 1:]}),
+        (ValueError, "lse must be", {"lse": good["lse"][:, 1:]}),
+        (TypeError, "alike", {"v": good["v"].half()}),
+        (TypeError, "alike", {name: good[name].int() for name in ("grad", "q", "k", "v", "o")}),
+        (TypeError, "lse must be float32", {"lse": good["lse"].half()}),
+        (ValueError, "all on cpu", {"v": good["v"].to("meta")}),
+        (ValueError, "scale", {"scale": 0.0}),
+        (ValueError, "scale", {"scale": -1.0}),
+        (ValueError, "scale", {"scale": math.nan}),
+        (ValueError, "2 × 3 blocks", {"layout": block_layout(torch.ones(2, 3) > 0, causal=True)}),
+        (ValueError, "of 2 heads", {"layout": block_layout(torch.ones(2, 2, 2) > 0, causal=True)}),
+        (
+            ValueError,
+            "the layout is on",
+            {"layout": block_layout(torch.ones(2, 2, device="meta") > 0, causal=True)},
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            flash_backward(**{**good, **changes})
+    flash_backward(**good, layout=layout)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiles(arch):
+    pytest.importorskip("cuda.core")
+    pytest.importorskip("cuda.bindings.nvrtc")
+    text = build.source("flash_backward.cu")
+    build.compiled(build.source("flash_backward_sums.cu"), "flash_row_sums<bf16>", arch)
+    for d in (64, 128, 144):
+        for keys in (True, False):
+            for sparse in (True, False) if (d, arch) == (64, "sm_90a") else (False,):
+                tiles = tiles_for(d, keys=keys, sparse=sparse)
+                assert tiles.shared_bytes(d, d, keys=keys) <= ARCHITECTURES[arch] * 1024
+                log = io.StringIO()
+                name = tiles.name(torch.bfloat16, d, d, keys=keys, sparse=sparse)
+                build.compiled(text, name, arch, log)
+                assert re.findall(r"(\d+) bytes spill", log.getvalue()) == ["0", "0"]
+
+
+def test_shared_memory_of_every_head_dim():
+    for d in range(16, 161, 16):
+        for keys in (True, False):
+            for table in (DENSE, SPARSE):
+                tiles = next(both for most, both in table.items() if d <= most)[not keys]
+                assert tiles.shared_bytes(d, d, keys=keys) <= 99 * 1024

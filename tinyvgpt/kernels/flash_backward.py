@@ -1,0 +1,339 @@
+"""The gradients of attention on tensor cores: P computed again, tile by tile (Dao 2023, §3.1.2).
+
+Two passes of one kernel, without atomics: a block that owns keys sums dK and dV over the queries,
+one that owns queries sums dQ over the keys. With ONE_PASS blocks that own keys do it all. On a CPU
+plain PyTorch does the same. Chapter 14 builds this file, flash_backward.cu and
+flash_backward_sums.cu.
+
+Shapes: B batch · nh heads · Sq queries · Sk keys · d numbers of a query or key · dv of a value.
+"""
+
+import math
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyvgpt.kernels import build
+from tinyvgpt.kernels.layout import BLOCK, BlockLayout
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+EVERY = 1 << 29  # how many keys beyond its own a query sees where nothing is causal
+ONE_PASS = False  # whether dQ is summed by atomics where that is possible: less work, other bits
+MOST = 65535  # blocks along a grid's second and third axis
+
+
+def row_bytes(n: int) -> int:
+    """Bytes of a row of n numbers in shared memory, as in tile.cuh."""
+    return 2 * (n + 8 if n % 64 else n)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a block cuts its work; see the table in flash_backward.cu."""
+
+    warps: int  # of a block
+    rows: int  # own rows of a warp: 16 or 32
+    tile: int  # other rows in shared memory at a time
+    step: int  # of these, rows whose P is in registers at a time
+    held: bool  # whether a warp's own rows are in registers, too
+
+    def shared_bytes(self, d: int, dv: int, *, keys: bool, one_pass: bool = False) -> int:
+        """Shared memory of a block: its own rows, two stages of others, and dS for one pass."""
+        row, column = sum(map(row_bytes, (d, dv))), row_bytes(self.tile)
+        own = self.warps * self.rows * (row + column * one_pass)
+        return own + 2 * self.tile * (row + 8 * keys)
+
+    def name(
+        self, dtype: torch.dtype, d: int, dv: int, *, keys: bool, sparse: bool,
+        one_pass: bool = False,
+    ) -> str:  # fmt: skip
+        """The kernel, as C++ spells it."""
+        numbers = (d, dv, keys, *astuple(self), sparse, one_pass)
+        return f"flash_backward<{TYPES[dtype]}, {', '.join(str(int(n)) for n in numbers)}>"
+
+
+# By head dims up to so many: for blocks that own keys, and for those that own queries. With a
+# layout blocks are small, so that few of their tiles are wanted by some of their rows only.
+DENSE = {
+    64: (Tiles(4, 32, 64, 32, False), Tiles(4, 32, 64, 32, True)),
+    128: (Tiles(4, 16, 64, 64, False), Tiles(4, 32, 32, 32, False)),
+    160: (Tiles(4, 16, 32, 32, False), Tiles(4, 16, 32, 32, True)),
+}
+SPARSE = {
+    64: (Tiles(2, 32, 64, 32, False), Tiles(2, 32, 64, 32, True)),
+    128: (Tiles(4, 16, 64, 32, False), Tiles(4, 16, 64, 32, True)),
+    160: (Tiles(4, 16, 32, 32, False), Tiles(4, 16, 32, 32, True)),
+}
+
+
+def flash_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    layout: BlockLayout | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of attention's queries, keys and values, given that of its output.
+
+    On a GPU tensors are bfloat16 or float16, d is a multiple of 16 up to 160 and dv at most d; the
+    last stride of q, k and v is 1 and others are multiples of 8. `grad` and `o` may have any.
+
+    Args:
+        grad: the output's gradient (B, nh, Sq, dv).
+        q: (B, nh, Sq, d).
+        k: (B, nh, Sk, d).
+        v: (B, nh, Sk, dv).
+        o: the output (B, nh, Sq, dv).
+        lse: float32 (B, nh, Sq), each query's log-sum-exp of scale · q·k; -inf where a query saw
+            no key, whose gradient then is 0.
+        causal: query i saw keys 0 … Sk - Sq + i.
+        scale: of q·k, above 0; 1/√d by default.
+        layout: which blocks saw which; it also says whether they did so causally.
+
+    Returns:
+        dq, dk and dv, shaped as q, k and v and stored as (B, S, nh, d).
+
+    Raises:
+        TypeError: for dtypes that don't fit.
+        ValueError: for shapes, strides, scales or devices that don't fit.
+    """
+    check(grad, q, k, v, o, lse)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, not {scale}")
+    rows = columns = mask = None
+    if layout is not None:
+        rows, columns, causal = layout.rows, layout.columns, layout.causal
+        check_layout(q, k, rows, columns)
+    if q.device.type in ("cuda", "meta"):
+        return flash_backward_op(grad, q, k, v, o, lse, causal, scale, rows, columns)
+    if layout is not None:
+        mask = layout.mask(q.shape[2], k.shape[2])
+    return reference(grad, q, k, v, o, lse, causal=causal, scale=scale, mask=mask)
+
+
+def reference(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    *,
+    causal: bool = False,
+    scale: float,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`flash_backward` in plain PyTorch; sums are float32, or float64 as q.
+
+    `mask` is bool, broadcastable to (B, nh, Sq, Sk): true where a query saw a key.
+    """
+    dtype, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    grad, q, k, v, o, lse = (x.to(exact) for x in (grad, q, k, v, o, lse))
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    if causal:
+        seen = seen.tril(k.shape[2] - q.shape[2])
+    if mask is not None:
+        seen = seen & mask
+    p = (scale * q @ k.mT - lse[..., None]).exp().masked_fill(~seen, 0)  # (B, nh, Sq, Sk)
+    delta = (grad * o).sum(-1, keepdim=True)
+    ds = p * (grad @ v.mT - delta)
+    dq, dk, dv = scale * ds @ k, scale * ds.mT @ q, p.mT @ grad
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+def check(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> None:
+    """Raises for what makes no sense on any device."""
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v must be (B, nh, S, d), not {shapes}")
+    batch, heads, queries, d = q.shape
+    keys, dv = v.shape[2:]
+    if k.shape != (batch, heads, keys, d) or v.shape[:2] != (batch, heads):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v don't fit each other: {shapes}")
+    if not q.numel() or not v.numel():
+        raise ValueError(f"q {tuple(q.shape)} or v {tuple(v.shape)} is empty")
+    for name, x in (("grad", grad), ("o", o)):
+        if x.shape != (batch, heads, queries, dv):
+            raise ValueError(
+                f"{name} must be {(batch, heads, queries, dv)} as the output, not {tuple(x.shape)}"
+            )
+    if lse.shape != (batch, heads, queries):
+        raise ValueError(f"lse must be {(batch, heads, queries)}, not {tuple(lse.shape)}")
+    if not q.is_floating_point() or any(x.dtype != q.dtype for x in (grad, k, v, o)):
+        raise TypeError(f"tensors must be alike: {[str(x.dtype) for x in (grad, q, k, v, o)]}")
+    if lse.dtype != torch.promote_types(q.dtype, torch.float32):
+        raise TypeError(f"lse must be float32, not {lse.dtype}")
+    if any(x.device != q.device for x in (grad, k, v, o, lse)):
+        raise ValueError(f"tensors are not all on {q.device}")
+
+
+def check_layout(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Raises for a layout that doesn't fit."""
+    (heads, queries), keys = q.shape[1:3], k.shape[2]
+    if len(rows) not in (1, heads) or len(columns) not in (1, heads):
+        raise ValueError(f"a layout of {len(rows)} heads doesn't fit {heads}; 1 would, too")
+    if rows.shape[1] != -(-queries // BLOCK) or columns.shape[1] != -(-keys // BLOCK):
+        raise ValueError(
+            f"a layout of {rows.shape[1]} × {columns.shape[1]} blocks of {BLOCK} doesn't fit "
+            f"{queries} queries and {keys} keys"
+        )
+    if rows.device != q.device or columns.device != q.device:
+        raise ValueError(f"the layout is on {rows.device}, not {q.device}")
+
+
+def check_for_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises for what the kernel can't do."""
+    d, dv = q.shape[-1], v.shape[-1]
+    if q.dtype not in TYPES:
+        raise TypeError(f"the kernel takes bfloat16 and float16, not {q.dtype}")
+    if d % 16 or d > 160 or dv > d:
+        raise ValueError(
+            f"d must be a multiple of 16 up to 160 and dv no more than d, not {d} and {dv}"
+        )
+    if max(q.shape[:2]) > MOST:
+        raise ValueError(f"at most {MOST} sequences of {MOST} heads, not {tuple(q.shape[:2])}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not readable(x) and (name != "v" or dv % 16 == 0):
+            raise ValueError(
+                f"{name}'s strides must be multiples of 8 below 2³¹ and end in 1, not {x.stride()}"
+            )
+
+
+def tiles_for(d: int, *, keys: bool, sparse: bool) -> Tiles:
+    """What the tables say for a head dim."""
+    table = SPARSE if sparse else DENSE
+    by_keys, by_queries = next(both for most, both in table.items() if d <= most)
+    return by_keys if keys else by_queries
+
+
+def steps(x: Tensor) -> tuple[int, ...]:
+    """Strides, 0 along axes of size 1."""
+    return tuple(step * (size > 1) for step, size in zip(x.stride(), x.shape, strict=True))
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the kernel can read its rows in pieces of 16 bytes."""
+    *others, last = steps(x)
+    return last == 1 and not any(step % 8 for step in others) and others[-1] < 1 << 31
+
+
+def rows_of(x: Tensor, width: int) -> Tensor:
+    """The tensor if the kernel can read it, else a copy; with zeros if it has less than `width`."""
+    if x.shape[-1] < width:
+        return F.pad(x, (0, width - x.shape[-1])).contiguous()
+    return (
+        x
+        if readable(x) and x.data_ptr() % 16 == 0
+        else x.clone(memory_format=torch.contiguous_format)
+    )
+
+
+def launch(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool,
+    scale: float, rows: Tensor | None, columns: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Queues the kernels: sums of each query, then one or two passes."""
+    width = math.ceil(v.shape[-1] / 16) * 16
+    batch, heads, queries, d = q.shape
+    q, k = rows_of(q, d), rows_of(k, d)
+    grad, v, o = (rows_of(x, width) for x in (grad, v, o))
+    padded = math.ceil(queries / 64) * 64
+    per_query = q.new_empty(batch, heads, 2, padded, dtype=torch.float32)
+    build.launch(
+        "flash_backward_sums.cu", f"flash_row_sums<{TYPES[q.dtype]}>",
+        (padded // 32, heads, batch), 256, 0, q.device,
+        o, grad, lse.contiguous(), per_query, *map(np.int32, (queries, padded, width)),
+        *map(np.int64, (*steps(o)[:3], *steps(grad)[:3])),
+    )  # fmt: skip
+    dq, dk, dv = (
+        x.new_empty(batch, x.shape[2], heads, x.shape[3]).transpose(1, 2) for x in (q, k, v)
+    )
+    shift = k.shape[2] - queries if causal else EVERY
+    sums = None
+    if ONE_PASS and one_pass_fits(q, width, columns is not None):
+        sums = q.new_zeros(batch, heads, padded, d, dtype=torch.float32)
+    launch_pass((k, v), (q, grad), (dk, dv, sums), per_query, columns, shift, scale, keys=True)
+    if sums is None:
+        rest = (per_query, rows, shift, scale)
+        launch_pass((q, grad), (k, v), (dq, None, None), *rest, keys=False)
+    else:
+        dq.copy_(sums[:, :, :queries])
+    return dq, dk, dv
+
+
+def one_pass_fits(q: Tensor, dv: int, sparse: bool) -> bool:
+    """Whether a block's warps can share a tile's queries, and its memory hold their dS."""
+    tiles = tiles_for(q.shape[-1], keys=True, sparse=sparse)
+    bytes_needed = tiles.shared_bytes(q.shape[-1], dv, keys=True, one_pass=True)
+    return tiles.tile == 16 * tiles.warps and bytes_needed <= most_shared_bytes(q.device)
+
+
+def most_shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may have."""
+    found = torch.cuda.get_device_properties(device)
+    return found.shared_memory_per_block_optin  # type: ignore[attr-defined]
+
+
+def launch_pass(
+    own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor],
+    out: tuple[Tensor, Tensor | None, Tensor | None], per_query: Tensor, layout: Tensor | None,
+    shift: int, scale: float, *, keys: bool,
+) -> None:  # fmt: skip
+    """Queues the kernel for blocks that own keys, or queries; see flash_backward.cu."""
+    (batch, heads, length, d), dv = own[0].shape, own[1].shape[-1]
+    sparse, one_pass = layout is not None, out[2] is not None
+    tiles = tiles_for(d, keys=keys, sparse=sparse)
+    blocks = math.ceil(length / (tiles.warps * tiles.rows))
+    lengths = (length, other[0].shape[2], per_query.shape[-1])
+    words = (0, 0, 0) if layout is None else (*layout.shape[1:], steps(layout)[0])
+    by_batch, by_head, by_row, _ = zip(*map(steps, own + other), strict=True)
+    build.launch(
+        "flash_backward.cu",
+        tiles.name(own[0].dtype, d, dv, keys=keys, sparse=sparse, one_pass=one_pass),
+        (blocks, heads, batch), 32 * tiles.warps,
+        tiles.shared_bytes(d, dv, keys=keys, one_pass=one_pass), own[0].device,
+        *own, *other, per_query, layout, *out,
+        *map(np.int32, (*lengths, shift, *words, *by_row)),
+        *map(np.int64, (*by_head, *by_batch)), np.float32(scale),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("tinyvgpt::flash_backward", mutates_args=(), device_types="cuda")
+def flash_backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    layout_rows: Tensor | None,
+    layout_columns: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels as an op of PyTorch."""
+    check_for_kernel(q, k, v)
+    dq, dk, dv = launch(grad, q, k, v, o, lse, causal, scale, layout_rows, layout_columns)
+    if dv.shape == v.shape:
+        return dq, dk, dv
+    like_v = v.new_empty(v.transpose(1, 2).shape).transpose(1, 2)
+    return dq, dk, like_v.copy_(dv[..., : v.shape[-1]])
+
+
+@flash_backward_op.register_fake
+def _(grad, q, k, v, o, lse, causal, scale, layout_rows, layout_columns):
+    check_for_kernel(q, k, v)
+    batch, heads = q.shape[:2]
+    return tuple(
+        x.new_empty(batch, x.shape[2], heads, x.shape[3]).transpose(1, 2) for x in (q, k, v)
+    )
