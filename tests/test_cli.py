@@ -76,7 +76,9 @@ def test_sample_continues_a_file(model, tmp_path):
 
 def test_sample_continues_clips_by_their_actions(tmp_path):
     size = {"channels": 3, "frames": 8, "resolution": 32, "downsample": (4, 8, 8)}
-    vqvae = VQVAE(VQVAEConfig(**size, hidden=8, res_blocks=1, codes=8, code_dim=4, causal_time=True))
+    vqvae = VQVAE(
+        VQVAEConfig(**size, hidden=8, res_blocks=1, codes=8, code_dim=4, causal_time=True)
+    )
     config = GPTConfig.for_vqvae(vqvae.config, width=24, heads=2, layers=1, action_dim=4)
     VideoGPT(vqvae, GPT(config, vqvae.codebook.codes)).save(tmp_path / "arm")
     options = ["--n", 6, "--frames", "robot-push", "--columns", 3, "--scale", 1]
