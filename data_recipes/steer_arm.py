@@ -3,8 +3,8 @@
     python data_recipes/steer_arm.py robot-push --out tinyvgpt/weights/robot-push/samples.png
 
 continues the first four frames of the 32 test clips in the package with their own commands, with
-those turned round, with another clip's and with none, and follows the arm: the mean column of bright
-pixels in the rows above the tray, from frame 3 on. Its way is compared with that of the real clip.
+those turned round, with another clip's and with none, and follows the arm: the mean column of
+bright pixels in the rows above the tray, from frame 3 on. Its way is compared with the real clip's.
 The measure itself is checked against where the simulator had the fingertips. Figures go to
 book/results/robot-push-arm.json; the picture shows samples of the first clips, unselected.
 
