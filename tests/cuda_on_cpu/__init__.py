@@ -36,7 +36,15 @@ extern "C" void counts(long* out) {{
     library = folder / f"{name}.so"
     if not library.exists():
         (folder / f"{name}.cpp").write_text(text)
-        options = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-fno-strict-aliasing"]
+        options = [
+            "-std=c++17",
+            "-O2",
+            "-w",
+            "-shared",
+            "-fPIC",
+            "-fno-strict-aliasing",
+            "-fno-gnu-unique",
+        ]
         command = ["g++", *options, "-o", str(library), str(folder / f"{name}.cpp")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:3000]

@@ -23,7 +23,13 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tinyvgpt.attention import StridedLayout
 from tinyvgpt.bench.train import in_fresh_process
-from tinyvgpt.kernels import axial_attention, decode_attention, flash_attention, strided_attention
+from tinyvgpt.kernels import (
+    axial_attention,
+    decode_attention,
+    flash_attention,
+    ladder,
+    strided_attention,
+)
 from tinyvgpt.kernels.layout import block_layout
 
 Call = Callable[[], object]
@@ -49,6 +55,7 @@ AXIAL = [  # B, T, H, W, nh, d
     (32, 4, 16, 16, 2, 64),
 ]
 DECODE = [(1, 16, 64), (1, 4, 144), (16, 16, 64), (64, 16, 64), (64, 8, 128)]  # B, nh, d
+LADDER = [1, 4]  # B
 CACHED = 4096  # keys of a decoding step
 STRIDED = [(8, 32, 16), (8, 32, 32), (16, 32, 32)]  # t, h, w: 4096, 8192 and 16384 tokens
 
@@ -74,6 +81,7 @@ def kernels(*, repeats: int = 20) -> dict[str, Any]:
             "axial": [row for shape in AXIAL for row in axial(shape, copy, repeats)],
             "decode": [decode(*shape, repeats=repeats) for shape in DECODE],
             "strided": [strided(shape, repeats) for shape in STRIDED],
+            "ladder, TFLOP/s": {f"{b} clips": rungs(b) for b in LADDER},
             "seconds of a first call, compiled anew or kept from before": first,
         }
 
@@ -147,6 +155,18 @@ def forced(backend: SDPBackend, call: Call) -> Call:
             return call()
 
     return run
+
+
+def rungs(b: int) -> dict[str, float]:
+    """TFLOP/s of each rung of the ladder in full attention with 16 heads, 4096 tokens, d 64."""
+    q, k, v = (random(b, 16, 4096, 64) for _ in range(3))
+    flops = 4 * b * 16 * 4096**2 * 64 / 1e9
+    return {
+        rung.name: round(
+            flops / milliseconds([partial(ladder.attention, q, k, v, rung.name)], 3), 1
+        )
+        for rung in ladder.rungs()
+    }
 
 
 def both_ways(

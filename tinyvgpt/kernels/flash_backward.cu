@@ -41,8 +41,8 @@
 
 extern __shared__ __align__(128) char shared[];
 
-// `load_tile` with eight threads a row, each at chunks eight apart: what differs from copy to copy
-// is then known to the compiler, but for the source's row.
+// Copies rows to a tile, asynchronously, by eight threads a row, each at chunks eight apart: what
+// differs from copy to copy is then known to the compiler, but for the source's row.
 template <class T, int D, int ROWS, int THREADS>
 __device__ __forceinline__ void load_rows(T* tile, const T* from, int stride, int rows) {
     static_assert(THREADS % 64 == 0, "rows of a thread must lie multiples of eight apart");

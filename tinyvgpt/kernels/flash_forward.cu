@@ -46,8 +46,8 @@ template <int D> __device__ __forceinline__ int along(int at, int by) {
     return D % 64 ? at + by * 8 : (at ^ by % 8 * 8) + by / 8 * 64;
 }
 
-// A thread's part in copying rows of D numbers to a tile: one chunk of every AT_ONCEth row. Like
-// load_tile, but what does not change from tile to tile is computed once.
+// A thread's part in copying rows of D numbers to a tile: one chunk of every AT_ONCEth row. What does
+// not change from tile to tile is computed once.
 template <class T, int D, int THREADS> struct Copier {
     static constexpr int CHUNKS = D / 8, AT_ONCE = THREADS / CHUNKS;
     static constexpr bool SAME = D % 64 || AT_ONCE % 8 == 0;  // the swizzle of all its rows

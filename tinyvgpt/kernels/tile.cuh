@@ -8,23 +8,8 @@
 
 template <int D> struct Tile {
     static constexpr int stride = D % 64 ? D + 8 : D;  // numbers from a row to the next
-    static __device__ constexpr int bytes(int rows) { return rows * stride * 2; }
     // Where chunk `chunk` (numbers 8·chunk … 8·chunk + 7) of a row begins.
     static __device__ __forceinline__ int at(int row, int chunk) {
         return row * stride + (D % 64 ? chunk : chunk ^ (row & 7)) * 8;
     }
 };
-
-// Copies ROWS rows of D numbers into a tile, asynchronously, by all THREADS threads of the block.
-// Row r is at from + r·row_stride; rows at or past `rows` are filled with zeros.
-template <class T, int D, int ROWS, int THREADS>
-__device__ __forceinline__ void load_tile(T* tile, const T* from, long long row_stride, int rows) {
-    constexpr int chunks = D / 8;
-#pragma unroll
-    for (int i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
-        int row = i / chunks, chunk = i % chunks;
-        bool there = row < rows;
-        const T* source = from + (there ? row * row_stride : 0) + chunk * 8;
-        copy_async(tile + Tile<D>::at(row, chunk), source, there);
-    }
-}
