@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from einops import rearrange
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from tinyvgpt import attention
@@ -318,3 +319,25 @@ def test_kernels_where_there_is_no_gpu():
 def test_a_kernel_s_layout_is_the_mask():
     layout = StridedLayout((4, 16, 16))
     assert torch.equal(layout.packed().mask(1024, 1024)[0], layout.mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("flash", torch.bfloat16, 64), True),
+        (("flash", torch.float16, 144, 64), True),
+        (("flash", torch.bfloat16, 64, 80), False),  # values wider than keys
+        (("flash", torch.float32, 64), False),
+        (("flash", torch.bfloat16, 40), False),
+        (("axial", torch.bfloat16, 120), True),
+        (("axial", torch.bfloat16, 144), False),
+    ],
+)
+def test_what_the_kernels_can_do(monkeypatch, arguments, right):
+    with FakeTensorMode():
+        x = torch.empty(1, device="cuda")
+    kind, *rest = arguments
+    assert not attention.own_kernel(kind, x, *rest), "nothing before it is measured"
+    monkeypatch.setattr(attention, "_chosen", "cuda")
+    assert attention.own_kernel(kind, x, *rest) == right
+    assert not attention.own_kernel(kind, torch.empty(1), *rest), "not on a CPU"

@@ -55,13 +55,17 @@ def _back_to(former: str) -> Iterator[None]:
         _chosen = former
 
 
-def own_kernel(kind: str, x: Tensor, head_dim: int) -> bool:
-    """Whether the package's kernel of a kind ("axial", "flash", "strided") is to compute on x."""
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+def own_kernel(
+    kind: str, x: Tensor, dtype: torch.dtype, head_dim: int, value_dim: int | None = None
+) -> bool:
+    """Whether the package's kernel of a kind is to compute, where x is, on tensors of a dtype.
+
+    Kinds are "axial", "flash" and "strided"; values are as wide as keys if no `value_dim` is given.
+    """
     if _chosen == "torch" or not x.is_cuda or dtype not in (torch.bfloat16, torch.float16):
         return False
     step, most = (8, 128) if kind == "axial" else (16, 160)
-    if head_dim % step or head_dim > most:
+    if head_dim % step or head_dim > most or (value_dim or head_dim) > head_dim:
         return False
     return _chosen == "cuda" or (kind in FASTER and _can_run(x.device.index or 0))
 
@@ -109,7 +113,7 @@ def attend(
         mask, causal = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n), False
     causal = causal and n > 1  # a single query at the end of the sequence sees every key
     plain = mask is None and not dropout
-    if plain and n > 1 and own_kernel("flash", q, q.shape[-1]):
+    if plain and n > 1 and own_kernel("flash", q, q.dtype, q.shape[-1], v.shape[-1]):
         return kernels.flash_attention(q, k, v, causal)
     if plain and n == m <= SHORT and q.is_cuda and torch.compiler.is_compiling():
         return attend_short(q, k, v, causal=causal)
@@ -313,7 +317,7 @@ class CausalSelfAttention(nn.Module):
         elif x.shape[1] == 1:
             keys = layout.keys(start)
             y = attend(q, k[:, :, keys], v[:, :, keys])
-        elif cache is None and own_kernel("strided", q, q.shape[-1]):
+        elif cache is None and own_kernel("strided", q, q.dtype, q.shape[-1]):
             y = kernels.strided_attention(q, k, v, layout.packed())
         else:
             end = start + x.shape[1]
@@ -373,8 +377,10 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, H, W, D) to (B, T, H, W, D)."""
-        width = x.shape[-1]
-        if max(x.shape[1:4]) <= SHORT and own_kernel("axial", x, width // self.heads):
+        autocast = torch.is_autocast_enabled("cuda")
+        dtype = torch.get_autocast_dtype("cuda") if autocast else x.dtype  # of projections
+        head_dim = x.shape[-1] // self.heads
+        if max(x.shape[1:4]) <= SHORT and own_kernel("axial", x, dtype, head_dim):
             qkv = self.qkv(x).unflatten(-1, (3, 3, self.heads, -1))
             return self.out(kernels.axial_block(qkv, causal_time=self.causal_time).flatten(-3))
         weights = zip(self.qkv.weight.chunk(3), self.out.weight.chunk(3, dim=1), strict=True)

@@ -18,26 +18,17 @@
 
 #define __global__
 #define __device__
-#define __host__
 #define __forceinline__ inline
-#define __noinline__
 #define __restrict__
 #define __shared__ static
-#define __constant__ static
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __grid_constant__
 
 struct uint3 { unsigned x, y, z; };
-struct int2 { int x, y; };
-struct uint2 { unsigned x, y; };
 struct float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) int4 { int x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 namespace emulated {
@@ -160,17 +151,11 @@ inline void __threadfence() {}
 
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
-inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
 inline float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
 template <class T> T __ldg(const T* p) { return *p; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __log2f(float x) { return log2f(x); }
-inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 template <class T, class U> T atomicAdd(T* p, U v) { T old = *p; *p += v; return old; }
@@ -187,24 +172,14 @@ template <class T> T __shfl_sync(unsigned, T value, int from, int width = 32) {
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int = 32) {
     return __shfl_sync(mask, value, emulated::now->lane ^ bits);
 }
-template <class T> T __shfl_down_sync(unsigned mask, T value, int by, int width = 32) {
-    int lane = emulated::now->lane, to = lane % width + by;
-    return __shfl_sync(mask, value, to < width ? to : lane % width, width);
-}
-template <class T> T __shfl_up_sync(unsigned mask, T value, int by, int width = 32) {
-    int at = emulated::now->lane % width;
-    return __shfl_sync(mask, value, at >= by ? at - by : at, width);
-}
-inline unsigned __ballot_sync(unsigned, int yes) {
+inline int __any_sync(unsigned, int yes) {
     emulated::Deposit d{};
     d.words[0] = yes != 0;
     const emulated::Deposit* all = emulated::exchange(d);
-    unsigned bits = 0;
-    for (int i = 0; i < 32; ++i) bits |= all[i].words[0] << i;
-    return bits;
+    unsigned any = 0;
+    for (int i = 0; i < 32; ++i) any |= all[i].words[0];
+    return any;
 }
-inline int __any_sync(unsigned mask, int yes) { return __ballot_sync(mask, yes) != 0; }
-inline int __all_sync(unsigned mask, int yes) { return __ballot_sync(mask, yes) == ~0u; }
 inline int __syncthreads_or(int yes) {
     static int any;
     __syncthreads();

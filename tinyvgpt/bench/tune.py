@@ -1,7 +1,7 @@
 """Times kernels cut otherwise than their tables say: python -m tinyvgpt.bench.tune [axial …].
 
 For a GPU that the tables were not made on, or a shape: the fastest line is what to write in the
-table. Lines are printed as they come.
+table. Lines are printed as they come. Chapter 14 has the tables' meaning.
 
 Shapes: those of `kernels`.
 """
@@ -47,8 +47,11 @@ def main() -> None:
         "flash": flash_variants,
         "backward": backward_variants,
     }
+    wanted = sys.argv[1:] or list(kinds)
+    if unknown := set(wanted) - set(kinds):
+        sys.exit(f"no kernels {', '.join(sorted(unknown))}; known are {', '.join(kinds)}")
     with torch.cuda.stream(torch.cuda.Stream()):
-        for kind in sys.argv[1:] or kinds:
+        for kind in wanted:
             for title, variant in kinds[kind]():
                 compare(f"{kind}, {title}", *variant)
 

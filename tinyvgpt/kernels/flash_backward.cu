@@ -1,5 +1,5 @@
 // The backward pass of attention (Dao 2023, FlashAttention-2, algorithm 2), in two passes, without
-// atomics: the same input gives the same bits. Or in one.
+// atomics: the same input gives the same bits. Or in one. Chapter 14.
 //
 // With S = scale · QKᵀ, P = exp(S − lse), O = PV and dO the gradient of O:
 //

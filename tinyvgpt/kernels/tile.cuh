@@ -1,5 +1,5 @@
 // Tiles in shared memory: rows of D 16-bit numbers, in chunks of 8 (16 bytes), arranged so that the
-// eight rows that one matrix load reads lie in eight different groups of banks.
+// eight rows that one matrix load reads lie in eight different groups of banks. Chapter 13.
 //
 // Shared memory has 32 banks of 4 bytes, so 8 chunks side by side fill all banks. Where D is a
 // multiple of 64 the rows of a column of chunks would all meet in one group: chunk c of row r lies
