@@ -45,10 +45,11 @@ OTHER_CHIPS = {"MIG", "NVL", "LAPTOP", "TI", "D"}  # slices and namesakes of tho
 
 # Share of a large product's rate that a whole step reaches. "cpu": steps of the presets laptop and
 # own-videos on two cores, data at hand (GPTs 0.48 and 0.47, VQ-VAEs 0.54 and 0.92). "cuda": the
-# released BAIR sizes, compiled, on an H100, whose large products reach 776 TFLOP/s in bfloat16.
+# released BAIR sizes, compiled, the GPT with 9 heads, on an H200, whose large products reach
+# 782 TFLOP/s in bfloat16 (book/results/train-nvidia-h200.json).
 UTILISATION = {
     "cpu": {GPTConfig: 0.48, VQVAEConfig: 0.7},
-    "cuda": {GPTConfig: 0.46, VQVAEConfig: 0.25},
+    "cuda": {GPTConfig: 0.46, VQVAEConfig: 0.27},
 }
 
 

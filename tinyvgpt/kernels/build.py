@@ -102,7 +102,7 @@ def kernel(file: str, name: str, shared_bytes: int, device: int) -> Any:
 
     Device(device).set_current()
     mangled, cubin = kept(source(file), name, architecture(torch.device("cuda", device)))
-    found = ObjectCode.from_cubin(cubin, symbol_mapping={name: mangled}).get_kernel(name)
+    found = ObjectCode.from_cubin(cubin).get_kernel(mangled)
     if shared_bytes > 48 * 1024:
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (error,) = driver.cuKernelSetAttribute(
