@@ -3,14 +3,18 @@
 import json
 import math
 import os
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from tinyvgpt import GPTConfig, VQVAEConfig
+from tinyvgpt.bench import kernel_steps
 from tinyvgpt.bench import learning as bench_learning
 from tinyvgpt.bench import train as bench_train
+from tinyvgpt.bench.kernel_steps import training_steps
 from tinyvgpt.bench.learning import averaged, learning, settings, window_means
 from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import (
@@ -198,3 +202,18 @@ def test_differences_are_averaged_over_seeds():
     assert found["fast"] == {
         "differences": [0.01, 0.0], "largest": 0.01, "largest of one seed": 0.03
     }  # fmt: skip
+
+
+def test_kernel_steps(eager, monkeypatch):
+    """On a CPU both ways are PyTorch's."""
+    monkeypatch.setattr(kernel_steps, "in_fresh_process", lambda job: job())
+    monkeypatch.setattr(kernel_steps, "compiling_anew", nullcontext)
+    found = training_steps(SMALL, replace(GPT, attention="strided"), device="cpu", steps=1)
+    assert found.keys() == {"vqvae", "gpt, strided, 2 heads"}
+    for way in found.values():
+        assert way["loss"]["kernels"] == way["loss"]["PyTorch's attention"]
+        assert way["loss"]["kernels"] == pytest.approx(way["loss"]["float32"], rel=1e-2)
+        assert 0 < way["gradient error"]["kernels"] < 0.2
+        times = [way[name]["milliseconds"] for name in ("PyTorch's attention", "kernels")]
+        assert way["kernels against PyTorch's"] == pytest.approx(times[0] / times[1], abs=1e-2)
+    assert found["vqvae"]["clips a step"] == 16

@@ -203,20 +203,21 @@ def test_graphs_that_run_at_the_same_time():
     for _ in range(2):
         q, k, v, new = decoding(1, 16, 2000, 64, 64, torch.bfloat16)
         lengths = torch.tensor([1999], dtype=torch.int32, device=CUDA)
-        runs.append((torch.cuda.Stream(), *captured(q, k, v, lengths, new, 20)))
+        inputs = (q, k, v, lengths, new)  # kept, since the graph reads them
+        runs.append((torch.cuda.Stream(), *captured(*inputs, 20), inputs))
     wanted = []
-    for _, graph, results in runs:
+    for _, graph, results, _ in runs:
         graph.replay()
-        torch.cuda.synchronize()
         wanted.append([x.clone() for x in results])
+    torch.cuda.synchronize()
     for _ in range(10):
-        for stream, graph, results in runs:
+        for stream, graph, results, _ in runs:
             with torch.cuda.stream(stream):
                 for x in results:
                     x.fill_(torch.nan)
                 graph.replay()
         torch.cuda.synchronize()
-        for (_, _, results), right in zip(runs, wanted, strict=True):
+        for (_, _, results, _), right in zip(runs, wanted, strict=True):
             assert all(a.equal(b) for a, b in zip(results, right, strict=True))
 
 

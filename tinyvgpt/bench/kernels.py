@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tinyvgpt.attention import StridedLayout
+from tinyvgpt.bench.kernel_steps import training_steps
 from tinyvgpt.bench.train import in_fresh_process
 from tinyvgpt.kernels import (
     axial_attention,
@@ -71,6 +72,7 @@ def kernels(*, repeats: int = 20) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         first = {when: in_fresh_process(partial(first_calls, folder)) for when in ("new", "kept")}
+    steps = training_steps()
     torch.manual_seed(0)
     with torch.cuda.stream(torch.cuda.Stream()):  # graphs are captured from it
         copy = rate_of_copies(repeats)
@@ -82,6 +84,7 @@ def kernels(*, repeats: int = 20) -> dict[str, Any]:
             "decode": [decode(*shape, repeats=repeats) for shape in DECODE],
             "strided": [strided(shape, repeats) for shape in STRIDED],
             "ladder, TFLOP/s": {f"{b} clips": rungs(b) for b in LADDER},
+            "training steps": steps,
             "seconds of a first call, compiled anew or kept from before": first,
         }
 
@@ -130,10 +133,10 @@ def milliseconds(calls: list[Call], repeats: int) -> float:
 
 
 def rate_of_copies(repeats: int) -> float:
-    """TB/s, read and written, of a copy of a gigabyte."""
+    """TB/s, read and written, of a copy of a gigabyte, by a kernel; in a graph a copy is slower."""
     x = torch.randn(1 << 29, device="cuda").bfloat16()
     y = torch.empty_like(x)
-    return 2 * x.nbytes / milliseconds([lambda: y.copy_(x)], repeats) / 1e9
+    return 2 * x.nbytes / milliseconds([lambda: torch.neg(x, out=y)], repeats) / 1e9
 
 
 def rate_of_products(repeats: int) -> float:

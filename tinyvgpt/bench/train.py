@@ -262,12 +262,7 @@ def gradient_error(
 
     def gradients(precision: str, compiled: str) -> Tensor:
         settings = replace(config, precision=precision, compile=compiled)
-        torch._dynamo.reset()
-        step_of = wrapped(stage, settings, device)
-        with settings.autocast(device):
-            loss = step_of(batch)["loss"]
-        trained = [p for p in stage.module.parameters() if p.requires_grad]
-        return torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, trained)])
+        return loss_and_gradients(stage, settings, batch, device)[1]
 
     with exact_float32(True):
         exact = gradients("float32", "off")
@@ -277,3 +272,16 @@ def gradient_error(
     }
     stage.module.train()
     return {name: float(f"{error:.3g}") for name, error in errors.items()}
+
+
+def loss_and_gradients(
+    stage: Stage, config: TrainConfig, batch: Batch, device: torch.device
+) -> tuple[float, Tensor]:
+    """A batch's loss and all of its gradients, as one vector in float64."""
+    torch._dynamo.reset()
+    step_of = wrapped(stage, config, device)
+    with config.autocast(device):
+        loss = step_of(batch)["loss"]
+    trained = [p for p in stage.module.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, trained)
+    return loss.item(), torch.cat([g.double().flatten() for g in gradients])

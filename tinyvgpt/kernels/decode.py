@@ -47,8 +47,8 @@ class Tiles:
 
 # By chunks a lane: head dims up to 64, 128 and 160. With fewer (sequence, head) pairs than
 # multiprocessors blocks are large, so that there are few results to merge.
-MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 3, 2, 4), 3: Tiles(4, 4, 1, 4)}
-FEW = {1: Tiles(16, 3, 2, 1), 2: Tiles(16, 3, 1, 1), 3: Tiles(16, 2, 1, 1)}
+MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 2, 2, 4), 3: Tiles(4, 4, 1, 4)}
+FEW = {1: Tiles(8, 3, 2, 2), 2: Tiles(8, 3, 1, 2), 3: Tiles(8, 3, 1, 2)}
 
 
 def decode_attention(

@@ -50,7 +50,8 @@ class Tiles:
 DENSE = {
     64: Tiles(4, 32, 64, 64, 2, True, 2),
     96: Tiles(4, 32, 64, 32, 2, True, 2),
-    144: Tiles(4, 32, 48, 48, 2, False, 2),
+    128: Tiles(4, 32, 64, 64, 2, False, 2),
+    144: Tiles(4, 32, 32, 32, 2, False, 2),
     160: Tiles(4, 32, 32, 16, 2, False, 2),
 }
 SPARSE = {
