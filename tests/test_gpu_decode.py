@@ -197,12 +197,13 @@ def test_one_graph_for_all_steps():
         assert o.equal(again)
 
 
-def test_graphs_that_run_at_the_same_time():
+@pytest.mark.parametrize("batch", [1, 10])
+def test_graphs_that_run_at_the_same_time(batch):
     torch.manual_seed(0)
     runs = []
     for _ in range(2):
-        q, k, v, new = decoding(1, 16, 2000, 64, 64, torch.bfloat16)
-        lengths = torch.tensor([1999], dtype=torch.int32, device=CUDA)
+        q, k, v, new = decoding(batch, 16, 2000, 64, 64, torch.bfloat16)
+        lengths = torch.full((batch,), 1999, dtype=torch.int32, device=CUDA)
         inputs = (q, k, v, lengths, new)  # kept, since the graph reads them
         runs.append((torch.cuda.Stream(), *captured(*inputs, 20), inputs))
     wanted = []

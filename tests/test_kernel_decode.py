@@ -75,11 +75,13 @@ def run(folder, monkeypatch):
     source = (build.HERE / "tile.cuh").read_text() + (build.HERE / "decode.cu").read_text()
     zeros = torch.zeros(1000, dtype=torch.int32)
 
-    def emulate(file, name, grid, threads, shared_bytes, device, *args):
+    def emulate(file, name, grid, threads, shared_bytes, device, *args, cluster):
         cuda_on_cpu.launch(source, name, folder, grid, (threads,), shared_bytes, *args)
 
-    def launched(q, k, v, lengths, layout=None, *, new=(), scale=None, tiles=SMALL, parts=1):
-        monkeypatch.setattr(decode, "plan", lambda *_: (tiles, parts))
+    def launched(
+        q, k, v, lengths, layout=None, *, new=(), scale=None, tiles=SMALL, parts=1, cluster=False
+    ):
+        monkeypatch.setattr(decode, "plan", lambda *_: (tiles, parts, parts if cluster else 1))
         torch.use_deterministic_algorithms(True)  # new tensors start as NaN
         try:
             scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -123,6 +125,24 @@ def test_kernel(run, d, dv, dtype, tiles, parts):
     assert lse.isnan().nonzero()[:, 0].unique().tolist() == [5, 6]
     assert not o[0].any()
     assert (lse[0] == -torch.inf).all()
+    assert close(o[1:5], wanted[1:5], dtype)
+    torch.testing.assert_close(lse[1:5].double(), wanted_lse[1:5], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("d", "dtype", "tiles", "blocks"),
+    [(64, torch.bfloat16, SMALL, 8), (144, torch.float16, Tiles(3, 2, 1, 1), 5)],
+)
+def test_kernel_in_clusters(run, d, dtype, tiles, blocks):
+    """Of blocks some of which have nothing to do where a sequence is short."""
+    lengths = lengths_of(0, 1, 17, 33, 123, -1)
+    q, *new = fused(6, 2, d, d, d, dtype=dtype)
+    k, v = (cache(6, 2, 123, d, dtype) for _ in range(2))
+    wanted, wanted_lse = exact(q, k, v, lengths, new=new)
+    forget(k, v, lengths)
+    o, lse = run(q, k, v, lengths, new=new, tiles=tiles, parts=blocks, cluster=True)
+    assert o.isnan().nonzero()[:, 0].unique().tolist() == [5]
+    assert not o[0].any()
     assert close(o[1:5], wanted[1:5], dtype)
     torch.testing.assert_close(lse[1:5].double(), wanted_lse[1:5], atol=1e-4, rtol=1e-4)
 
@@ -359,12 +379,16 @@ def test_compiles(arch):
     pytest.importorskip("cuda.core")
     pytest.importorskip("cuda.bindings.nvrtc")
     text = build.source("decode.cu")
-    for shipped in (decode.MANY, decode.FEW):
+    cases = [(decode.MANY, 1), (decode.FEW, 1)]
+    if arch == "sm_90a":
+        cases.append((decode.FEW, decode.CLUSTER))
+    for shipped, cluster in cases:
         for d, dv in TUNED:
             tiles = shipped[decode.chunks(d)]
-            assert tiles.shared_bytes(d, dv) <= ARCHITECTURES[arch] * 1024
+            assert tiles.shared_bytes(d, dv, cluster) <= ARCHITECTURES[arch] * 1024
             log = io.StringIO()
-            build.compiled(text, tiles.kernel(torch.bfloat16, d, dv, False), arch, log)
+            name = tiles.kernel(torch.bfloat16, d, dv, cluster, False)
+            build.compiled(text, name, arch, log)
             registers = int(re.search(r"Used (\d+) registers", log.getvalue())[1])
             assert re.findall(r"(\d+) bytes spill", log.getvalue()) == ["0", "0"]
             assert registers * tiles.warps * 32 * tiles.blocks <= 65536

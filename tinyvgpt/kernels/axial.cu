@@ -289,6 +289,7 @@ __global__ void __launch_bounds__(Pack<D, L>::threads * TEAMS, BLOCKS) axial_for
     softmax<L, CAUSAL>(p, slab, scale * LOG2_E, over);
     multiply<T, d, rows>(sums, Weights<T, rows>{p}, v_tile);
     multiply_rows(sums, over);
+    __syncwarp();  // from here on q_tile's 16 rows are free: all lanes have read them
     put<T, d>(q_tile, sums, slab, 1);
     store<T, D, L>(o, q_tile, slab, place, STRIDES_OF(o));
 }

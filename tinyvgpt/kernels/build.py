@@ -95,21 +95,27 @@ def kept(text: str, name: str, arch: str) -> tuple[str, bytes]:
 
 
 @cache
-def kernel(file: str, name: str, shared_bytes: int, device: int) -> Any:
-    """A kernel, loaded on a GPU and allowed so much dynamic shared memory."""
+def kernel(file: str, name: str, shared_bytes: int, cluster: int, device: int) -> Any:
+    """A kernel, loaded on a GPU and allowed so much dynamic shared memory and such clusters."""
     from cuda.bindings import driver
     from cuda.core import Device, ObjectCode
 
     Device(device).set_current()
     mangled, cubin = kept(source(file), name, architecture(torch.device("cuda", device)))
     found = ObjectCode.from_cubin(cubin).get_kernel(mangled)
-    if shared_bytes > 48 * 1024:
-        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (error,) = driver.cuKernelSetAttribute(
-            most, shared_bytes, driver.CUkernel(int(found.handle)), driver.CUdevice(device)
-        )
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{name} can't have {shared_bytes} bytes of shared memory: {error}")
+    kinds = driver.CUfunction_attribute
+    wanted = {
+        kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shared_bytes,
+        kinds.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: int(cluster > 8),
+    }
+    handle = driver.CUkernel(int(found.handle))
+    for kind, value in wanted.items():
+        (error,) = driver.cuKernelSetAttribute(kind, value, handle, driver.CUdevice(device))
+        if value and error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(
+                f"{name} can't have {shared_bytes} bytes of shared memory in clusters of {cluster} "
+                f"blocks: {error}"
+            )
     return found
 
 
@@ -121,6 +127,7 @@ def launch(
     shared_bytes: int,
     device: torch.device,
     *args: Any,
+    cluster: int = 1,
 ) -> None:
     """Queues a kernel on the device's current stream.
 
@@ -132,16 +139,20 @@ def launch(
         shared_bytes: of dynamic shared memory.
         device: the tensors'.
         args: tensors, which the kernel gets as pointers; None for a null pointer; numpy scalars.
+        cluster: neighbouring blocks along x that run at the same time (compute capability 9.0).
     """
     from cuda.core import LaunchConfig, Stream
     from cuda.core import launch as start
 
     index = device.index or 0
-    function = kernel(file, name, shared_bytes, index)
+    function = kernel(file, name, shared_bytes, cluster, index)
     stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
     pointers = [
         0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args
     ]
-    config = LaunchConfig(grid=tuple(grid), block=threads, shmem_size=shared_bytes)
+    options: dict[str, Any] = {"grid": tuple(grid), "block": threads, "shmem_size": shared_bytes}
+    if cluster > 1:
+        options |= {"grid": (grid[0] // cluster, *grid[1:]), "cluster": cluster}  # of clusters
+    config = LaunchConfig(**options)
     with torch.cuda.device(device):
         start(stream, config, function, *pointers)

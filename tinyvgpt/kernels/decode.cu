@@ -8,7 +8,9 @@
 //
 //   grid    (splits, heads, batch). A block takes a part of the keys of one sequence and head. It
 //           finds its part from lengths[b], so a grid serves all lengths. The block that finishes
-//           last merges the parts, always in the same order (split-K, as in Flash-Decoding).
+//           last merges the parts, always in the same order (split-K, as in Flash-Decoding). With
+//           CLUSTER > 1 a sequence and head's blocks are a cluster of so many, and send their parts
+//           to the shared memory of one of them: a trip to device memory and back less.
 //   block   WARPS warps. Neighbouring warps read neighbouring keys, 4 each.
 //   warp    4 groups of 8 lanes. A group takes a key at a time: lane i has chunks i, i + 8, … of
 //           its row, a chunk being 8 numbers, 16 bytes. Each group keeps a softmax of its own.
@@ -17,6 +19,7 @@
 // Shared memory: WARPS × STAGES × KEYS × (chunks a lane of k and of v) × 32 × 16 bytes. A lane
 // copies its own chunks there and nobody else reads them, so there is nothing to wait for but the
 // copy: shared memory serves as more registers. Afterwards: a result of DV + 2 floats a warp.
+// Behind it, in a cluster: a result of each of its blocks.
 
 extern __shared__ __align__(128) char shared[];
 
@@ -266,6 +269,22 @@ __device__ __forceinline__ void put(float* result, int pair, const Part<2>& part
     *(float2*)(result + 2 + 2 * pair) = make_float2(part.o[0], part.o[1]);
 }
 
+// Merges this block's part with those of the other `parts` - 1 blocks of its cluster, in the last
+// one's shared memory. False but for that block.
+template <int DV>
+__device__ __forceinline__ bool merge_cluster(Part<2>& part, float* results, int parts) {
+    int pair = threadIdx.x, last = parts - 1;
+    float2* mine = (float2*)(results + blockIdx.x * (DV + 2));
+    cluster_wait();  // until all blocks have begun
+    if (pair == 0) store_remote(mine, last, make_float2(part.most, part.sum));
+    if (pair < DV / 2) store_remote(mine + 1 + pair, last, make_float2(part.o[0], part.o[1]));
+    cluster_arrive();
+    if ((int)blockIdx.x != last) return false;
+    cluster_wait();  // until all have sent theirs
+    if (pair < DV / 2) part = merge<DV>(results, 0, 1, parts, pair);
+    return true;
+}
+
 // Merges this block's part with those of the other `parts` - 1 blocks of the same sequence and
 // head. False but for the block that comes last: only it has all of them.
 template <int DV, int WARPS>
@@ -300,7 +319,8 @@ __device__ __forceinline__ void append(T* row, const T* fresh, int thread) {
 // count numbers. layout, if there is one: for each head (stride layout_head) and each block of 32
 // positions (stride layout_row) a row as in Keys::choose. o, lse: contiguous.
 // partials: (batch, head, split, DV + 2); arrived: (batch, head), zeros, and left so.
-template <class T, int D, int DV, int WARPS, int STAGES, int KEYS, bool LAYOUT>
+// CLUSTER: blocks of a cluster, which are then all of a sequence and head, or 1.
+template <class T, int D, int DV, int WARPS, int STAGES, int KEYS, int CLUSTER, bool LAYOUT>
 __global__ void __launch_bounds__(WARPS * 32) decode(
     const T* q, T* k_cache, T* v_cache, const T* k_new, const T* v_new, const int* lengths,
     const int* layout, T* o, float* lse, float* partials, unsigned* arrived, int capacity,
@@ -318,6 +338,8 @@ __global__ void __launch_bounds__(WARPS * 32) decode(
     Keys<LAYOUT> keys;
     int parts = keys.choose(wrong ? 0 : length, row);
     if ((int)blockIdx.x >= parts) return;
+    if constexpr (CLUSTER > 1)
+        if (parts > 1) cluster_arrive();
 
     k_cache += batch * k_batch + head * k_head, v_cache += batch * v_batch + head * v_head;
     if (!k_new || wrong) newest = -1;
@@ -341,8 +363,13 @@ __global__ void __launch_bounds__(WARPS * 32) decode(
     int pair = threadIdx.x;
     Part<2> part;
     if (pair < DV / 2) part = merge<DV>(results, 0, 1, WARPS, pair);
-    partials += which * gridDim.x * (DV + 2);
-    if (parts > 1 && !merge_blocks<DV, WARPS>(part, partials, arrived + which, parts)) return;
+    if constexpr (CLUSTER > 1) {
+        constexpr int ring = WARPS * STAGES * KEYS * (chunks<D> + chunks<DV>) * 512;
+        if (parts > 1 && !merge_cluster<DV>(part, (float*)(shared + ring), parts)) return;
+    } else if (parts > 1) {
+        partials += which * gridDim.x * (DV + 2);
+        if (!merge_blocks<DV, WARPS>(part, partials, arrived + which, parts)) return;
+    }
     if (pair >= DV / 2) return;
     float over = part.sum > 0 ? 1 / part.sum : wrong ? __uint_as_float(0x7fffffff) : 0;
     ((unsigned*)o)[which * (DV / 2) + pair] = pack<T>(part.o[0] * over, part.o[1] * over);

@@ -1,7 +1,7 @@
 """Decode attention: one query a sequence against a cache of keys and values.
 
 A cache is filled to `lengths`, which stay on the device, so that one CUDA graph serves all steps of
-a sequence. The keys are split over blocks, whose results the last block merges (split-K, as in
+a sequence. The keys are split over blocks, whose results one of them merges (split-K, as in
 Flash-Decoding: Dao et al. 2023). With a layout a query visits its own blocks of keys only. On a CPU
 plain PyTorch does the same. Chapter 14 builds this file.
 
@@ -35,20 +35,22 @@ class Tiles:
     keys: int
     blocks: int
 
-    def shared_bytes(self, d: int, dv: int) -> int:
+    def shared_bytes(self, d: int, dv: int, cluster: int = 1) -> int:
         """Shared memory of a block."""
-        return self.warps * self.stages * self.keys * (chunks(d) + chunks(dv)) * 512
+        ring = self.warps * self.stages * self.keys * (chunks(d) + chunks(dv)) * 512
+        return ring + (cluster * (dv + 2) * 4 if cluster > 1 else 0)
 
-    def kernel(self, dtype: torch.dtype, d: int, dv: int, layout: bool) -> str:
+    def kernel(self, dtype: torch.dtype, d: int, dv: int, cluster: int, layout: bool) -> str:
         """The kernel as C++ spells it."""
-        cut = f"{self.warps}, {self.stages}, {self.keys}, {str(layout).lower()}"
+        cut = f"{self.warps}, {self.stages}, {self.keys}, {cluster}, {str(layout).lower()}"
         return f"decode<{TYPES[dtype]}, {d}, {dv}, {cut}>"
 
 
 # By chunks a lane: head dims up to 64, 128 and 160. With fewer (sequence, head) pairs than
 # multiprocessors blocks are large, so that there are few results to merge.
 MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 2, 2, 4), 3: Tiles(4, 4, 1, 4)}
-FEW = {1: Tiles(8, 3, 2, 2), 2: Tiles(8, 3, 1, 2), 3: Tiles(8, 3, 1, 2)}
+FEW = {1: Tiles(4, 4, 4, 1), 2: Tiles(4, 4, 2, 1), 3: Tiles(8, 3, 1, 1)}
+CLUSTER = 16  # blocks that a cluster of compute capability 9.0 has at most
 
 
 def decode_attention(
@@ -254,11 +256,23 @@ def splits(pairs: int, keys: int, slots: int) -> int:
     return next(count for count, part in zip(counts, busy, strict=True) if part > 0.95 * max(busy))
 
 
-def plan(pairs: int, keys: int, lane_chunks: int, device: torch.device) -> tuple[Tiles, int]:
-    """Tiles for `pairs` (sequence, head) of up to `keys` keys, and in how many parts to split."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    tiles = (FEW if pairs < processors else MANY)[lane_chunks]
-    return tiles, splits(pairs, keys, processors * tiles.blocks)
+def plan(
+    pairs: int, keys: int, lane_chunks: int, device: torch.device
+) -> tuple[Tiles, int, int]:
+    """How `pairs` (sequence, head) of up to `keys` keys are attended to.
+
+    Returns:
+        Tiles, in how many parts to split, and how many blocks a cluster has: all parts, where there
+        are clusters and parts are few, or 1.
+    """
+    found = torch.cuda.get_device_properties(device)
+    few = pairs < found.multi_processor_count
+    tiles = (FEW if few else MANY)[lane_chunks]
+    parts = splits(pairs, keys, found.multi_processor_count * tiles.blocks)
+    if not few or (found.major, found.minor) != (9, 0):
+        return tiles, parts, 1
+    parts = min(parts, CLUSTER)
+    return tiles, parts, parts
 
 
 class Counters:
@@ -300,23 +314,24 @@ def launch(
     if any(x.data_ptr() % 16 for x in (*rows, k_cache, v_cache)):
         raise ValueError("tensors must begin at multiples of 16 bytes")
     keys = capacity if layout is None else min(capacity, (layout.shape[2] - 2) * BLOCK)
-    tiles, parts = plan(pairs, keys, chunks(max(d, dv)), device)
+    tiles, parts, cluster = plan(pairs, keys, chunks(max(d, dv)), device)
     o = v_cache.new_empty(batch, heads, dv)
     lse = torch.empty(batch, heads, device=device)
-    partials = torch.empty(pairs * parts * (dv + 2) if parts > 1 else 0, device=device)
-    arrived = counters(device).take(pairs) if parts > 1 else None
+    apart = parts > 1 and cluster == 1  # so that they meet in device memory
+    partials = torch.empty(pairs * parts * (dv + 2) if apart else 0, device=device)
+    arrived = counters(device).take(pairs) if apart else None
 
     q, k_new, v_new = rows if len(rows) == 3 else (rows[0], None, None)
     strides = [x.stride()[:-1] if x is not None else (0, 0) for x in (q, k_cache, v_cache)]
     strides += [(0, 0) if x is None else x.stride()[:2] for x in (k_new, v_new)]
     by_head = 0 if layout is None or len(layout) == 1 else layout.stride(0)
     strides.append((by_head, 0 if layout is None else layout.stride(1)))
-    name = tiles.kernel(q.dtype, d, dv, layout is not None)
+    name = tiles.kernel(q.dtype, d, dv, cluster, layout is not None)
     tensors = (q, k_cache, v_cache, k_new, v_new, lengths, layout, o, lse, partials, arrived)
     build.launch(
-        "decode.cu", name, (parts, heads, batch), 32 * tiles.warps, tiles.shared_bytes(d, dv),
-        device, *tensors, np.int32(capacity), *(np.int64(step) for x in strides for step in x),
-        np.float32(scale),
+        "decode.cu", name, (parts, heads, batch), 32 * tiles.warps,
+        tiles.shared_bytes(d, dv, cluster), device, *tensors, np.int32(capacity),
+        *(np.int64(step) for x in strides for step in x), np.float32(scale), cluster=cluster,
     )  # fmt: skip
     return o, lse
 

@@ -82,3 +82,19 @@ __device__ __forceinline__ float exp2_fast(float x) {  // of -inf: 0
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+// Clusters (sm_90 and later): blocks that run at the same time and reach each other's shared memory.
+// A block arrives once it has begun, or has written; what others wrote before they arrived is there
+// after the wait.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Writes to where `to` lies in the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ void store_remote(float2* to, unsigned rank, float2 value) {
+    asm volatile("{.reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "st.shared::cluster.v2.f32 [there], {%2, %3};}"
+        :: "r"(shared_address(to)), "r"(rank), "f"(value.x), "f"(value.y) : "memory");
+}
