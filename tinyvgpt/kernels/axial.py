@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvgpt.kernels import build
+from tinyvgpt.kernels.tensors import TYPES, in_chunks, row_numbers, steps
 
 FILE = "axial.cu"
 LONGEST = 64  # rows; longer ones are left to PyTorch
 WIDEST = 128  # head dim
 ON_GPU = ("cuda", "meta")  # meta: shapes alone
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Tiles(NamedTuple):
@@ -165,9 +165,7 @@ def check_for_kernel(tensors: Sequence[Tensor]) -> None:
 
 def strides_fit(x: Tensor) -> bool:
     """Whether a tensor's chunks can be copied from where they are."""
-    *steps, last = x.stride()
-    wrong = [i for i, step in enumerate(steps) if step % 8 and x.shape[i] > 1]
-    return last == 1 and not wrong and max(steps) < 1 << 34
+    return in_chunks(x) and max(steps(x)) < 1 << 34
 
 
 def ready(x: Tensor) -> Tensor:
@@ -190,13 +188,8 @@ def packed(length: int) -> int:
 def shared_bytes(length: int, d: int, teams: int, *, backward: bool) -> int:
     """Shared memory of a block."""
     rows = 16 * warps(length)
-    row, square = stride(math.ceil(d / 16) * 16), stride(rows)
+    row, square = row_numbers(math.ceil(d / 16) * 16), row_numbers(rows)
     return teams * 2 * rows * (4 * row + 2 * square if backward else 3 * row)
-
-
-def stride(d: int) -> int:
-    """Numbers from a row of a tile to the next, as in tile.cuh."""
-    return d + 8 if d % 64 else d
 
 
 def tiles(length: int, d: int, *, backward: bool) -> Tiles:
@@ -236,8 +229,8 @@ def plan(
     cut = tiles(length, d, backward=backward)
     items = math.prod(shape) // (length * d)
     numbers = [items, *(shape[i] for i in others[1:]), heads]
-    for steps in strides:  # in chunks; along an axis of size 1 no step is taken
-        numbers += [steps[i] // 8 if shape[i] > 1 else 0 for i in (*others, 4, axis)]
+    for steps_of in strides:  # in chunks
+        numbers += [steps_of[i] // 8 for i in (*others, 4, axis)]
     return Plan(
         name=kernel_name(dtype, d, length, causal, cut, backward=backward),
         grid=(math.ceil(items / (packed(length) * cut.teams)),),
@@ -250,7 +243,7 @@ def plan(
 def launch(inputs: Sequence[Tensor], outputs: Sequence[Tensor], axis: int, causal: bool) -> None:
     """Queues a kernel: (q, k, v) to (o,), or (q, k, v, grad) to (dq, dk, dv) of equal strides."""
     q = inputs[0]
-    strides = tuple(x.stride() for x in (*inputs, outputs[0]))
+    strides = tuple(tuple(steps(x)) for x in (*inputs, outputs[0]))
     how = plan(q.shape, strides, q.dtype, axis, causal)
     build.launch(FILE, *how[:4], q.device, *inputs, *outputs, *how.numbers)
 

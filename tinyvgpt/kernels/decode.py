@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.kernels import build
+from tinyvgpt.kernels.layout import BLOCK
+from tinyvgpt.kernels.tensors import TYPES, in_chunks
 
-BLOCK = 32  # keys of a layout's block
 COUNTERS = 1 << 18  # 1 MB of them a device
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -230,13 +230,17 @@ def check_for_kernel(rows: list[Tensor], k_cache: Tensor, v_cache: Tensor) -> No
     if batch * heads > 1 << 16:
         raise ValueError(f"{batch} sequences of {heads} heads are more than 65536 (sequence, head)")
     for x in (*rows, k_cache, v_cache):
-        steps = [step for step, size in zip(x.stride(), x.shape, strict=True) if size > 1]
-        if x.stride(-1) != 1 or any(step % 8 for step in steps[:-1]):
+        if not in_chunks(x):
             raise ValueError(f"strides must be multiples of 8 and end in 1, not {x.stride()}")
         if x.ndim == 4 and x.stride(2) * x.shape[2] >= 1 << 34:
             raise ValueError(f"a sequence of {x.shape[2]} keys of stride {x.stride(2)} is too long")
-        if len(rows) == 3 and x.ndim == 4 and 0 in steps:
+        if len(rows) == 3 and x.ndim == 4 and expanded(x):
             raise ValueError(f"a cache to be written to can't be expanded: strides {x.stride()}")
+
+
+def expanded(x: Tensor) -> bool:
+    """Whether several of its places are one."""
+    return any(step == 0 < size - 1 for step, size in zip(x.stride(), x.shape, strict=True))
 
 
 def chunks(d: int) -> int:
@@ -256,9 +260,7 @@ def splits(pairs: int, keys: int, slots: int) -> int:
     return next(count for count, part in zip(counts, busy, strict=True) if part > 0.95 * max(busy))
 
 
-def plan(
-    pairs: int, keys: int, lane_chunks: int, device: torch.device
-) -> tuple[Tiles, int, int]:
+def plan(pairs: int, keys: int, lane_chunks: int, device: torch.device) -> tuple[Tiles, int, int]:
     """How `pairs` (sequence, head) of up to `keys` keys are attended to.
 
     Returns:

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvgpt.kernels import build, flash_backward  # noqa: F401, registers the backward op
+from tinyvgpt.kernels import build
+from tinyvgpt.kernels.flash_backward import EVERY, flash_backward_op
 from tinyvgpt.kernels.layout import BLOCK, BlockLayout
-
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-EVERY = 1 << 29  # how many keys beyond its own a query sees where nothing is causal
+from tinyvgpt.kernels.tensors import TYPES, in_chunks, row_numbers, steps
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Tiles:
 
     def shared_bytes(self, d: int, dv: int) -> int:
         """Shared memory of a block: its queries, and the stages of keys and values."""
-        row_q, row_v = (2 * (n + 8 if n % 64 else n) for n in (d, dv))  # as in tile.cuh
+        row_q, row_v = (2 * row_numbers(n) for n in (d, dv))
         return self.warps * self.rows * row_q + self.stages * self.tile * (row_q + row_v)
 
     def name(self, dtype: torch.dtype, d: int, dv: int, sparse: bool) -> str:
@@ -50,7 +49,7 @@ class Tiles:
 DENSE = {
     64: Tiles(4, 32, 64, 64, 2, True, 2),
     96: Tiles(4, 32, 64, 32, 2, True, 2),
-    128: Tiles(4, 32, 64, 64, 2, False, 2),
+    128: Tiles(4, 32, 48, 48, 2, False, 2),
     144: Tiles(4, 32, 32, 32, 2, False, 2),
     160: Tiles(4, 32, 32, 16, 2, False, 2),
 }
@@ -206,16 +205,10 @@ def check_for_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"not {d} and {dv}"
         )
     for name, x in (("q", q), ("k", k), ("v", v)):
-        *others, last = steps(x)
-        if last != 1 or any(step % 8 for step in others) or others[-1] >= 1 << 31:
+        if not in_chunks(x) or x.stride(-2) >= 1 << 31:
             raise ValueError(
                 f"{name}'s strides must be multiples of 8 below 2³¹ and end in 1, not {x.stride()}"
             )
-
-
-def steps(x: Tensor) -> list[int]:
-    """Strides, 0 along axes of size 1."""
-    return [step * (size > 1) for step, size in zip(x.stride(), x.shape, strict=True)]
 
 
 def tiles_for(d: int, sparse: bool) -> Tiles:
@@ -294,8 +287,8 @@ def _keep(ctx, inputs, output):
 def _gradient(ctx, grad, _):
     """Calls the backward op."""
     *tensors, rows, columns = ctx.saved_tensors
-    backward = torch.ops.tinyvgpt.flash_backward
-    return *backward(grad, *tensors, ctx.causal, ctx.scale, rows, columns), None, None, None, None
+    gradients = flash_backward_op(grad, *tensors, ctx.causal, ctx.scale, rows, columns)
+    return *gradients, None, None, None, None
 
 
 flash_forward_op.register_autograd(_gradient, setup_context=_keep)

@@ -13,21 +13,14 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvgpt.kernels import build
-from tinyvgpt.kernels.layout import BLOCK, BlockLayout
+from tinyvgpt.kernels.tensors import TYPES, in_chunks, row_numbers, steps
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 EVERY = 1 << 29  # how many keys beyond its own a query sees where nothing is causal
 ONE_PASS = False  # whether dQ is summed by atomics where that is possible: less work, other bits
 MOST = 65535  # blocks along a grid's second and third axis
-
-
-def row_bytes(n: int) -> int:
-    """Bytes of a row of n numbers in shared memory, as in tile.cuh."""
-    return 2 * (n + 8 if n % 64 else n)
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Tiles:
 
     def shared_bytes(self, d: int, dv: int, *, keys: bool, one_pass: bool = False) -> int:
         """Shared memory of a block: its own rows, two stages of others, and dS for one pass."""
-        row, column = sum(map(row_bytes, (d, dv))), row_bytes(self.tile)
+        row, column = 2 * (row_numbers(d) + row_numbers(dv)), 2 * row_numbers(self.tile)
         own = self.warps * self.rows * (row + column * one_pass)
         return own + 2 * self.tile * (row + 8 * keys)
 
@@ -69,57 +62,6 @@ SPARSE = {
 }
 
 
-def flash_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    *,
-    causal: bool = False,
-    scale: float | None = None,
-    layout: BlockLayout | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of attention's queries, keys and values, given that of its output.
-
-    On a GPU tensors are bfloat16 or float16, d is a multiple of 16 up to 160 and dv at most d; the
-    last stride of q, k and v is 1 and others are multiples of 8. `grad` and `o` may have any.
-
-    Args:
-        grad: the output's gradient (B, nh, Sq, dv).
-        q: (B, nh, Sq, d).
-        k: (B, nh, Sk, d).
-        v: (B, nh, Sk, dv).
-        o: the output (B, nh, Sq, dv).
-        lse: float32 (B, nh, Sq), each query's log-sum-exp of scale · q·k; -inf where a query saw
-            no key, whose gradient then is 0.
-        causal: query i saw keys 0 … Sk - Sq + i.
-        scale: of q·k, above 0; 1/√d by default.
-        layout: which blocks saw which; it also says whether they did so causally.
-
-    Returns:
-        dq, dk and dv, shaped as q, k and v and stored as (B, S, nh, d).
-
-    Raises:
-        TypeError: for dtypes that don't fit.
-        ValueError: for shapes, strides, scales or devices that don't fit.
-    """
-    check(grad, q, k, v, o, lse)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(f"scale must be above 0, not {scale}")
-    rows = columns = mask = None
-    if layout is not None:
-        rows, columns, causal = layout.rows, layout.columns, layout.causal
-        check_layout(q, k, rows, columns)
-    if q.device.type in ("cuda", "meta"):
-        return flash_backward_op(grad, q, k, v, o, lse, causal, scale, rows, columns)
-    if layout is not None:
-        mask = layout.mask(q.shape[2], k.shape[2])
-    return reference(grad, q, k, v, o, lse, causal=causal, scale=scale, mask=mask)
-
-
 def reference(
     grad: Tensor,
     q: Tensor,
@@ -132,7 +74,7 @@ def reference(
     scale: float,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`flash_backward` in plain PyTorch; sums are float32, or float64 as q.
+    """`flash_backward_op` in plain PyTorch; sums are float32, or float64 as q.
 
     `mask` is bool, broadcastable to (B, nh, Sq, Sk): true where a query saw a key.
     """
@@ -150,65 +92,6 @@ def reference(
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
-def check(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> None:
-    """Raises for what makes no sense on any device."""
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v must be (B, nh, S, d), not {shapes}")
-    batch, heads, queries, d = q.shape
-    keys, dv = v.shape[2:]
-    if k.shape != (batch, heads, keys, d) or v.shape[:2] != (batch, heads):
-        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v don't fit each other: {shapes}")
-    if not q.numel() or not v.numel():
-        raise ValueError(f"q {tuple(q.shape)} or v {tuple(v.shape)} is empty")
-    for name, x in (("grad", grad), ("o", o)):
-        if x.shape != (batch, heads, queries, dv):
-            raise ValueError(
-                f"{name} must be {(batch, heads, queries, dv)} as the output, not {tuple(x.shape)}"
-            )
-    if lse.shape != (batch, heads, queries):
-        raise ValueError(f"lse must be {(batch, heads, queries)}, not {tuple(lse.shape)}")
-    if not q.is_floating_point() or any(x.dtype != q.dtype for x in (grad, k, v, o)):
-        raise TypeError(f"tensors must be alike: {[str(x.dtype) for x in (grad, q, k, v, o)]}")
-    if lse.dtype != torch.promote_types(q.dtype, torch.float32):
-        raise TypeError(f"lse must be float32, not {lse.dtype}")
-    if any(x.device != q.device for x in (grad, k, v, o, lse)):
-        raise ValueError(f"tensors are not all on {q.device}")
-
-
-def check_layout(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """Raises for a layout that doesn't fit."""
-    (heads, queries), keys = q.shape[1:3], k.shape[2]
-    if len(rows) not in (1, heads) or len(columns) not in (1, heads):
-        raise ValueError(f"a layout of {len(rows)} heads doesn't fit {heads}; 1 would, too")
-    if rows.shape[1] != -(-queries // BLOCK) or columns.shape[1] != -(-keys // BLOCK):
-        raise ValueError(
-            f"a layout of {rows.shape[1]} × {columns.shape[1]} blocks of {BLOCK} doesn't fit "
-            f"{queries} queries and {keys} keys"
-        )
-    if rows.device != q.device or columns.device != q.device:
-        raise ValueError(f"the layout is on {rows.device}, not {q.device}")
-
-
-def check_for_kernel(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises for what the kernel can't do."""
-    d, dv = q.shape[-1], v.shape[-1]
-    if q.dtype not in TYPES:
-        raise TypeError(f"the kernel takes bfloat16 and float16, not {q.dtype}")
-    if d % 16 or d > 160 or dv > d:
-        raise ValueError(
-            f"d must be a multiple of 16 up to 160 and dv no more than d, not {d} and {dv}"
-        )
-    if max(q.shape[:2]) > MOST:
-        raise ValueError(f"at most {MOST} sequences of {MOST} heads, not {tuple(q.shape[:2])}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not readable(x) and (name != "v" or dv % 16 == 0):
-            raise ValueError(
-                f"{name}'s strides must be multiples of 8 below 2³¹ and end in 1, not {x.stride()}"
-            )
-
-
 def tiles_for(d: int, *, keys: bool, sparse: bool) -> Tiles:
     """What the tables say for a head dim."""
     table = SPARSE if sparse else DENSE
@@ -216,26 +99,11 @@ def tiles_for(d: int, *, keys: bool, sparse: bool) -> Tiles:
     return by_keys if keys else by_queries
 
 
-def steps(x: Tensor) -> tuple[int, ...]:
-    """Strides, 0 along axes of size 1."""
-    return tuple(step * (size > 1) for step, size in zip(x.stride(), x.shape, strict=True))
-
-
-def readable(x: Tensor) -> bool:
-    """Whether the kernel can read its rows in pieces of 16 bytes."""
-    *others, last = steps(x)
-    return last == 1 and not any(step % 8 for step in others) and others[-1] < 1 << 31
-
-
-def rows_of(x: Tensor, width: int) -> Tensor:
-    """The tensor if the kernel can read it, else a copy; with zeros if it has less than `width`."""
-    if x.shape[-1] < width:
-        return F.pad(x, (0, width - x.shape[-1])).contiguous()
-    return (
-        x
-        if readable(x) and x.data_ptr() % 16 == 0
-        else x.clone(memory_format=torch.contiguous_format)
-    )
+def rows_of(x: Tensor) -> Tensor:
+    """The tensor if the kernel can read it, else a copy."""
+    if in_chunks(x) and x.stride(-2) < 1 << 31 and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def launch(
@@ -243,16 +111,16 @@ def launch(
     scale: float, rows: Tensor | None, columns: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Queues the kernels: sums of each query, then one or two passes."""
-    width = math.ceil(v.shape[-1] / 16) * 16
     batch, heads, queries, d = q.shape
-    q, k = rows_of(q, d), rows_of(k, d)
-    grad, v, o = (rows_of(x, width) for x in (grad, v, o))
+    if max(batch, heads) > MOST:
+        raise ValueError(f"gradients: at most {MOST} sequences of {MOST} heads, not {q.shape[:2]}")
+    grad = rows_of(grad)  # of a sum, say; all others are the forward pass's
     padded = math.ceil(queries / 64) * 64
     per_query = q.new_empty(batch, heads, 2, padded, dtype=torch.float32)
     build.launch(
         "flash_backward_sums.cu", f"flash_row_sums<{TYPES[q.dtype]}>",
         (padded // 32, heads, batch), 256, 0, q.device,
-        o, grad, lse.contiguous(), per_query, *map(np.int32, (queries, padded, width)),
+        o, grad, lse.contiguous(), per_query, *map(np.int32, (queries, padded, v.shape[-1])),
         *map(np.int64, (*steps(o)[:3], *steps(grad)[:3])),
     )  # fmt: skip
     dq, dk, dv = (
@@ -260,7 +128,7 @@ def launch(
     )
     shift = k.shape[2] - queries if causal else EVERY
     sums = None
-    if ONE_PASS and one_pass_fits(q, width, columns is not None):
+    if ONE_PASS and one_pass_fits(q, v.shape[-1], columns is not None):
         sums = q.new_zeros(batch, heads, padded, d, dtype=torch.float32)
     launch_pass((k, v), (q, grad), (dk, dv, sums), per_query, columns, shift, scale, keys=True)
     if sums is None:
@@ -321,18 +189,29 @@ def flash_backward_op(
     layout_rows: Tensor | None,
     layout_columns: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels as an op of PyTorch."""
-    check_for_kernel(q, k, v)
-    dq, dk, dv = launch(grad, q, k, v, o, lse, causal, scale, layout_rows, layout_columns)
-    if dv.shape == v.shape:
-        return dq, dk, dv
-    like_v = v.new_empty(v.transpose(1, 2).shape).transpose(1, 2)
-    return dq, dk, like_v.copy_(dv[..., : v.shape[-1]])
+    """Gradients of attention's queries, keys and values, given that of its output.
+
+    Args:
+        grad: the output's gradient (B, nh, Sq, dv), with any strides.
+        q: queries, as the forward op takes them.
+        k: keys.
+        v: values.
+        o: the output (B, nh, Sq, dv).
+        lse: float32 (B, nh, Sq), each query's log-sum-exp of scale · q·k; -inf where a query saw
+            no key, whose gradient then is 0.
+        causal: query i saw keys 0 … Sk - Sq + i.
+        scale: of q·k, above 0.
+        layout_rows: of a `BlockLayout`, or None.
+        layout_columns: likewise.
+
+    Returns:
+        dq, dk and dv, shaped as q, k and v and stored as (B, S, nh, d).
+    """
+    return launch(grad, q, k, v, o, lse, causal, scale, layout_rows, layout_columns)
 
 
 @flash_backward_op.register_fake
 def _(grad, q, k, v, o, lse, causal, scale, layout_rows, layout_columns):
-    check_for_kernel(q, k, v)
     batch, heads = q.shape[:2]
     return tuple(
         x.new_empty(batch, x.shape[2], heads, x.shape[3]).transpose(1, 2) for x in (q, k, v)
