@@ -15,7 +15,6 @@ from tinyvgpt.kernels import (
     ladder,
     strided_attention,
 )
-from tinyvgpt.kernels.decode import block_rows
 
 
 def random(*shape, grad=True):
@@ -51,13 +50,13 @@ def axial():
 
 def decode():
     """Few sequences and many, with and without a layout, and a row that is appended."""
-    rows = block_rows(torch.rand(20, 20, device="cuda") < 0.5)
+    layout = block_layout(torch.rand(20, 20, device="cuda") < 0.5, causal=True)
     for batch, heads, d in ((1, 2, 64), (1, 4, 144), (20, 8, 64), (20, 8, 128)):
         q = random(batch, heads, d, grad=False)
         k, v = (random(batch, heads, 640, d, grad=False) for _ in range(2))
         lengths = torch.randint(0, 641, (batch,), device="cuda").int()
         decode_attention(q, k, v, lengths, new=(q, q))
-        decode_attention(q, k, v, lengths, rows)
+        decode_attention(q, k, v, lengths, layout)
 
 
 def rungs():

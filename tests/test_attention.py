@@ -164,7 +164,9 @@ def test_layout_has_no_state():
     layout = StridedLayout((4, 8, 8))
     assert not layout.state_dict()
     assert not list(layout.parameters())
-    assert {name for name, _ in layout.named_buffers()} == {"blocks", "mask", "rows", "columns"}
+    assert {name for name, _ in layout.named_buffers()} == {
+        *("blocks", "mask", "rows", "columns", "lists")
+    }
 
 
 @pytest.mark.parametrize("shape", [None, (4, 8, 8), (8, 4, 8)])

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from tinyvgpt.attention import StridedLayout
 from tinyvgpt.kernels import decode
-from tinyvgpt.kernels.decode import block_rows, decode_attention, decode_with_lse, reference
+from tinyvgpt.kernels.decode import decode_attention, decode_with_lse, reference
+from tinyvgpt.kernels.layout import block_layout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +49,8 @@ def visible(lengths, capacity, layout=None, heads=1):
     seen = seen.repeat(1, heads, 1)
     for b, length in enumerate(lengths.tolist()):
         for h in range(heads):
-            earlier, own, *blocks = layout[h % len(layout), (length - 1) // 32].tolist()
+            lists = layout.lists
+            earlier, own, *blocks = lists[h % len(lists), (length - 1) // 32].tolist()
             listed = torch.tensor(blocks[: earlier + own], device=CUDA)
             seen[b, h] &= torch.isin(torch.arange(capacity, device=CUDA) // 32, listed)
     return seen
@@ -74,7 +76,8 @@ def one_case(generator, case):
     if case % 4 == 0:
         kind = (blocks, blocks) if pick(0, 1) else (heads, blocks, blocks)
         mask = torch.rand(kind, device=CUDA) < 0.3
-        layout = block_rows(mask | torch.eye(blocks, dtype=torch.bool, device=CUDA))
+        mask |= torch.eye(blocks, dtype=torch.bool, device=CUDA)
+        layout = block_layout(mask, causal=True)
     if new is not None:
         each = torch.arange(batch, device=CUDA)
         k_full, v_full = k.clone(), v.clone()
@@ -84,7 +87,7 @@ def one_case(generator, case):
         k_full, v_full = k.clone(), v.clone()
     seen = visible(lengths, capacity, layout, heads)
     flat = [x.double() for x in (q[:, :, 0], k_full, v_full)]
-    wanted, wanted_lse = reference(*flat, lengths, layout)
+    wanted, wanted_lse = reference(*flat, lengths, layout and layout.lists)
     theirs = F.scaled_dot_product_attention(q, k_full, v_full, seen[:, :, None])[:, :, 0]
     unseen = ~seen
     for x in (k, v):
@@ -121,7 +124,7 @@ def test_a_long_cache_exactly_alike_each_time():
 def test_strided_layout():
     torch.manual_seed(0)
     strided = StridedLayout((4, 16, 16)).to(CUDA)
-    layout = block_rows(strided.blocks)
+    layout = strided.packed()
     q, k, v, new = decoding(1, 4, 1024, 144, 144, torch.bfloat16)
     for position in (0, 31, 32, 500, 1023):
         lengths = torch.tensor([position + 1], dtype=torch.int32, device=CUDA)
@@ -146,8 +149,9 @@ def test_ops():
     q, k, v, new = decoding(2, 3, 200, 64, 64, torch.bfloat16)
     q, k_new, v_new = (x[:, :, 0] for x in (q, *new))
     lengths = torch.tensor([5, 200], dtype=torch.int32, device=CUDA)
-    for layout in (None, block_rows(torch.ones(7, 7, dtype=torch.bool, device=CUDA))):
-        rest = (k, v, lengths, layout, 0.125)
+    layout = block_layout(torch.ones(7, 7, dtype=torch.bool, device=CUDA), causal=True)
+    for lists in (None, layout.lists):
+        rest = (k, v, lengths, lists, 0.125)
         torch.library.opcheck(decode.decode_op, (q, *rest))
         torch.library.opcheck(decode.append_op, (q, k_new, v_new, *rest))
 

@@ -108,6 +108,8 @@ def one_case(generator, case):
     causal, scale, layout = pick(True, False), pick(d**-0.5, 0.3), None
     if not causal and pick(True, False):
         queries, keys = keys, queries
+    if batch * heads * min(queries, keys) < 64:  # with few, errors differ by a fifth by chance
+        batch = 64
     if (d, dtype) in ((64, torch.bfloat16), (144, torch.float16)) and pick(True, False):
         rows, columns = -(-queries // 32), -(-keys // 32)
         blocks = torch.rand(pick(1, heads), rows, columns, device=CUDA) < 0.3

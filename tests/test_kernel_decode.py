@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinyvgpt.attention import StridedLayout
 from tinyvgpt.kernels import build, decode
-from tinyvgpt.kernels.decode import Tiles, block_rows, decode_attention, decode_with_lse, reference
+from tinyvgpt.kernels.decode import Tiles, decode_attention, decode_with_lse, reference
+from tinyvgpt.kernels.layout import block_layout
 
 ARCHITECTURES = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90a": 227, "sm_120": 99}  # KB a block
 TUNED = [(64, 64), (128, 128), (144, 144)]
@@ -236,7 +237,7 @@ def random_blocks(*shape):
 )
 def test_kernel_with_a_layout(run, blocks):
     capacity = 32 * blocks.shape[-1] - 5
-    layout = block_rows(blocks)
+    layout = block_layout(blocks, causal=True).lists
     for dtype, parts, append in ((torch.bfloat16, 1, False), (torch.float16, 3, True)):
         lengths = lengths_of(0, 1, 33, 64, 90, capacity - 1, capacity)
         q, *new = fused(7, 2, 64, 64, 64, dtype=dtype)
@@ -253,7 +254,8 @@ def test_kernel_with_a_layout(run, blocks):
 
 def test_rows_of_a_strided_layout():
     strided = StridedLayout((4, 16, 16))
-    rows = block_rows(strided.blocks)
+    rows = block_layout(strided.blocks, causal=True).lists
+    assert rows.equal(strided.packed().lists)
     assert rows.shape == (1, 32, 2 + int(strided.blocks.sum(1).max()))
     for position in (0, 31, 500, 1023):
         earlier, own, *blocks = rows[0, position // 32].tolist()
@@ -264,7 +266,7 @@ def test_rows_of_a_strided_layout():
 def test_reference_is_attention(run):
     q, k, v = (torch.randn(2, 3, n, 16) for n in (1, 128, 128))
     lengths, strided = lengths_of(70, 128), StridedLayout((2, 8, 8))
-    for layout in (None, block_rows(strided.blocks)):
+    for layout in (None, strided.packed()):
         o, lse = decode_with_lse(q, k, v, lengths, layout)
         assert o.shape == (2, 3, 1, 16)
         assert lse.shape == (2, 3, 1)
@@ -340,9 +342,13 @@ def test_bad_input_for_the_kernel():
 
 def test_bad_input():
     q, k, v, lengths = fakes(device="cpu", dtype=torch.float32)
-    layout = block_rows(torch.ones(2, 2, dtype=torch.bool))
+
+    def of(shape, device="cpu"):
+        lists = block_layout(torch.ones(shape) > 0, causal=True).lists.to(device)
+        return SimpleNamespace(lists=lists)
+
     new = (q, v[:, :, :1])
-    decode_attention(q, k, v, lengths, layout, new=new)
+    decode_attention(q, k, v, lengths, of((2, 2)), new=new)
     meta = lengths.to("meta")
     for error, message, args, kwargs in (
         (ValueError, "q must be", (q[0, 0], k, v, lengths), {}),
@@ -355,13 +361,12 @@ def test_bad_input():
         (ValueError, "new key", (q, k, v, lengths), {"new": (q[:1], q)}),
         (ValueError, "lengths must be", (q, k, v, lengths[:1]), {}),
         (TypeError, "int32", (q, k, v, lengths.long()), {}),
-        (TypeError, "int32", (q, k, v, lengths, layout.long()), {}),
         (TypeError, "alike", (q.half(), k, v, lengths), {}),
         (TypeError, "alike", (q, k, v, lengths), {"new": (q.half(), q.half())}),
         (ValueError, "all on cpu", (q, k, v, meta), {}),
-        (ValueError, "layout", (q, k, v, lengths, layout[:, :1]), {}),
-        (ValueError, "layout", (q, k, v, lengths, layout.expand(2, -1, -1)), {}),
-        (ValueError, "layout", (q, k, v, lengths, layout[0]), {}),
+        (ValueError, "all on cpu", (q, k, v, lengths, of((2, 2), device="meta")), {}),
+        (ValueError, "32 positions", (q, k, v, lengths, of((1, 1))), {}),
+        (ValueError, "2 heads", (q, k, v, lengths, of((2, 2, 2))), {}),
     ):
         with pytest.raises(error, match=message):
             decode_attention(*args, **kwargs)

@@ -205,13 +205,14 @@ class StridedLayout(nn.Module):
     Attributes:
         blocks: bool (N/32, N/32), true where a block attends to a block.
         mask: bool (N, N), the same token by token.
-        rows, columns: the same as `kernels.BlockLayout` has it.
+        rows, columns, lists: the same as `kernels.BlockLayout` has it.
     """
 
     blocks: Tensor
     mask: Tensor
     rows: Tensor
     columns: Tensor
+    lists: Tensor
     block = 32
     local = 4  # so many blocks before the diagonal one are always seen
 
@@ -236,6 +237,7 @@ class StridedLayout(nn.Module):
         packed = kernels.block_layout(blocks, causal=True)
         self.register_buffer("rows", packed.rows, persistent=False)
         self.register_buffer("columns", packed.columns, persistent=False)
+        self.register_buffer("lists", packed.lists, persistent=False)
         self._keys: dict[tuple[int, torch.device], Tensor] = {}
 
     @classmethod
@@ -254,8 +256,8 @@ class StridedLayout(nn.Module):
         return (*shape[:axis], product // cls.block)
 
     def packed(self) -> kernels.BlockLayout:
-        """What `kernels.strided_attention` takes."""
-        return kernels.BlockLayout(self.blocks[None], True, self.rows, self.columns)
+        """What `kernels.strided_attention` and `kernels.decode_attention` take."""
+        return kernels.BlockLayout(self.blocks[None], True, self.rows, self.columns, self.lists)
 
     def keys(self, position: int) -> Tensor:
         """Positions (int64, ascending) that the query at `position` attends to, itself included."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tinyvgpt.kernels import build
-from tinyvgpt.kernels.layout import BLOCK
+from tinyvgpt.kernels.layout import BLOCK, BlockLayout
 from tinyvgpt.kernels.tensors import TYPES, in_chunks
 
 COUNTERS = 1 << 18  # 1 MB of them a device
@@ -48,7 +48,7 @@ class Tiles:
 
 # By chunks a lane: head dims up to 64, 128 and 160. With fewer (sequence, head) pairs than
 # multiprocessors blocks are large, so that there are few results to merge.
-MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 2, 2, 4), 3: Tiles(4, 4, 1, 4)}
+MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 3, 2, 4), 3: Tiles(4, 4, 1, 4)}
 FEW = {1: Tiles(4, 4, 4, 1), 2: Tiles(4, 4, 2, 1), 3: Tiles(8, 3, 1, 1)}
 CLUSTER = 16  # blocks that a cluster of compute capability 9.0 has at most
 
@@ -58,7 +58,7 @@ def decode_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None = None,
+    layout: BlockLayout | None = None,
     *,
     new: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
@@ -74,7 +74,7 @@ def decode_attention(
         v_cache: (B, nh, S, dv).
         lengths: (B,) int32, tokens of each sequence, the query's included. 0 gives 0; a length that
             the cache can't have gives NaN, since to look at it would mean to wait for the device.
-        layout: the blocks of keys that each block of positions attends to, by `block_rows`.
+        layout: which blocks of positions attend to which, by `block_layout`.
         new: key and value of the query's own token, (B, nh, d) and (B, nh, dv), with or without a
             third axis of 1. They are written to the caches first, at lengths - 1.
         scale: of q·k; 1/√d by default.
@@ -94,7 +94,7 @@ def decode_with_lse(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None = None,
+    layout: BlockLayout | None = None,
     *,
     new: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
@@ -105,34 +105,16 @@ def decode_with_lse(
         The result and float32 (B, nh, 1) or (B, nh), -inf where a query attends to nothing.
     """
     rows = [x[:, :, 0] if x.ndim == 4 and x.shape[2] == 1 else x for x in (q, *(new or ()))]
-    check(rows, k_cache, v_cache, lengths, layout)
+    lists = None if layout is None else layout.lists
+    check(rows, k_cache, v_cache, lengths, lists)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.device.type not in ("cuda", "meta"):
-        o, lse = reference(rows[0], k_cache, v_cache, lengths, layout, new=rows[1:], scale=scale)
+        o, lse = reference(rows[0], k_cache, v_cache, lengths, lists, new=rows[1:], scale=scale)
     else:
         check_for_kernel(rows, k_cache, v_cache)
-        caches = (k_cache, v_cache, lengths.contiguous(), layout, scale)
+        caches = (k_cache, v_cache, lengths.contiguous(), lists, scale)
         o, lse = append_op(*rows, *caches) if new else decode_op(*rows, *caches)
     return (o[:, :, None], lse[:, :, None]) if q.ndim == 4 else (o, lse)
-
-
-def block_rows(blocks: Tensor) -> Tensor:
-    """A layout for decoding, made once of a mask of blocks of 32 × 32 tokens.
-
-    Args:
-        blocks: bool, (N/32, N/32) or one for each head (nh, N/32, N/32), true where a block of
-            queries attends to a block of keys; later keys are never seen.
-
-    Returns:
-        int32 (1 or nh, N/32, 2 + most): how many blocks before its own a row attends to, whether
-        to its own, then which.
-    """
-    seen = (blocks if blocks.ndim == 3 else blocks[None]).tril()
-    own = seen.diagonal(dim1=1, dim2=2).int()
-    count = seen.sum(-1)
-    first = seen.int().argsort(dim=-1, descending=True, stable=True)  # a row's blocks, then others
-    head = torch.stack([count - own, own], dim=-1)
-    return torch.cat([head, first[..., : int(count.max())]], dim=-1).int()
 
 
 def reference(
@@ -140,12 +122,15 @@ def reference(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None = None,
+    lists: Tensor | None = None,
     *,
     new: Sequence[Tensor] = (),
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`decode_with_lse` in plain PyTorch, for q (B, nh, d); sums are float32, or float64 as q."""
+    """`decode_with_lse` in plain PyTorch, for q (B, nh, d); sums are float32, or float64 as q.
+
+    `lists` are a layout's.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     batch, _, capacity, _ = k_cache.shape
     wrong = ((lengths < 0) | (lengths > capacity))[:, None]  # (B, 1)
@@ -156,9 +141,9 @@ def reference(
             kept[each, :, last] = torch.where(skip, kept[each, :, last], row)
 
     seen = torch.arange(capacity, device=q.device) < lengths[:, None, None]  # (B, 1, S)
-    if layout is not None:
-        row = layout[:, (lengths - 1).clamp(0, capacity - 1) // BLOCK].mT  # (nh or 1, 2 + most, B)
-        count, blocks = row[:, :2].sum(1, keepdim=True), layout.shape[1]
+    if lists is not None:
+        row = lists[:, (lengths - 1).clamp(0, capacity - 1) // BLOCK].mT  # (nh or 1, 2 + most, B)
+        count, blocks = row[:, :2].sum(1, keepdim=True), lists.shape[1]
         listed = torch.arange(row.shape[1] - 2, device=q.device)[:, None] < count
         where = torch.where(listed, row[:, 2:], blocks).long()
         seen_blocks = listed.new_zeros(len(row), blocks + 1, batch).scatter_(1, where, True)
@@ -177,7 +162,7 @@ def reference(
 
 
 def check(
-    rows: list[Tensor], k_cache: Tensor, v_cache: Tensor, lengths: Tensor, layout: Tensor | None
+    rows: list[Tensor], k_cache: Tensor, v_cache: Tensor, lengths: Tensor, lists: Tensor | None
 ) -> None:
     """Raises for what makes no sense on any device; rows are q and perhaps new key and value."""
     q, *new = rows
@@ -198,23 +183,17 @@ def check(
         raise ValueError(f"new key and value {[tuple(x.shape) for x in new]} don't fit the caches")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must be ({batch},), not {tuple(lengths.shape)}")
-    if layout is not None and (
-        layout.ndim != 3
-        or layout.shape[2] < 2
-        or layout.shape[0] not in (1, heads)
-        or layout.shape[1] * BLOCK < capacity
-        or not layout.is_contiguous()
-    ):
+    if lists is not None and (len(lists) not in (1, heads) or lists.shape[1] * BLOCK < capacity):
         raise ValueError(
-            f"layout {tuple(layout.shape)} must be block_rows of 1 or {heads} heads and at least "
-            f"{capacity} positions, contiguous"
+            f"the layout, of {len(lists)} heads and {lists.shape[1] * BLOCK} positions, must have "
+            f"1 or {heads} heads and at least {capacity} positions"
         )
     others = [*new, k_cache, v_cache]
     if not q.is_floating_point() or any(x.dtype != q.dtype for x in others):
         raise TypeError(f"q, keys and values are {[str(x.dtype) for x in (q, *others)]}, not alike")
-    indices = [lengths] if layout is None else [lengths, layout]
-    if any(x.dtype != torch.int32 for x in indices):
-        raise TypeError(f"lengths and layout must be int32, not {[str(x.dtype) for x in indices]}")
+    if lengths.dtype != torch.int32:
+        raise TypeError(f"lengths must be int32, not {lengths.dtype}")
+    indices = [lengths] if lists is None else [lengths, lists]
     if any(x.device != q.device for x in (*others, *indices)):
         raise ValueError(f"tensors are not all on {q.device}")
 
@@ -307,7 +286,7 @@ def launch(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None,
+    lists: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Queues the kernel; rows are q and perhaps the new key and value."""
@@ -315,7 +294,7 @@ def launch(
     device, dv, pairs = k_cache.device, v_cache.shape[-1], batch * heads
     if any(x.data_ptr() % 16 for x in (*rows, k_cache, v_cache)):
         raise ValueError("tensors must begin at multiples of 16 bytes")
-    keys = capacity if layout is None else min(capacity, (layout.shape[2] - 2) * BLOCK)
+    keys = capacity if lists is None else min(capacity, (lists.shape[2] - 2) * BLOCK)
     tiles, parts, cluster = plan(pairs, keys, chunks(max(d, dv)), device)
     o = v_cache.new_empty(batch, heads, dv)
     lse = torch.empty(batch, heads, device=device)
@@ -326,10 +305,10 @@ def launch(
     q, k_new, v_new = rows if len(rows) == 3 else (rows[0], None, None)
     strides = [x.stride()[:-1] if x is not None else (0, 0) for x in (q, k_cache, v_cache)]
     strides += [(0, 0) if x is None else x.stride()[:2] for x in (k_new, v_new)]
-    by_head = 0 if layout is None or len(layout) == 1 else layout.stride(0)
-    strides.append((by_head, 0 if layout is None else layout.stride(1)))
-    name = tiles.kernel(q.dtype, d, dv, cluster, layout is not None)
-    tensors = (q, k_cache, v_cache, k_new, v_new, lengths, layout, o, lse, partials, arrived)
+    by_head = 0 if lists is None or len(lists) == 1 else lists.stride(0)
+    strides.append((by_head, 0 if lists is None else lists.stride(1)))
+    name = tiles.kernel(q.dtype, d, dv, cluster, lists is not None)
+    tensors = (q, k_cache, v_cache, k_new, v_new, lengths, lists, o, lse, partials, arrived)
     build.launch(
         "decode.cu", name, (parts, heads, batch), 32 * tiles.warps,
         tiles.shared_bytes(d, dv, cluster), device, *tensors, np.int32(capacity),
@@ -344,11 +323,11 @@ def decode_op(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None,
+    lists: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The kernel as an op of PyTorch: q (B, nh, d) to (B, nh, dv) and log-sum-exp (B, nh)."""
-    return launch([q], k_cache, v_cache, lengths, layout, scale)
+    return launch([q], k_cache, v_cache, lengths, lists, scale)
 
 
 @torch.library.custom_op(
@@ -361,22 +340,22 @@ def append_op(
     k_cache: Tensor,
     v_cache: Tensor,
     lengths: Tensor,
-    layout: Tensor | None,
+    lists: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """`decode_op`, which writes k (B, nh, d) and v (B, nh, dv) to the caches."""
-    return launch([q, k, v], k_cache, v_cache, lengths, layout, scale)
+    return launch([q, k, v], k_cache, v_cache, lengths, lists, scale)
 
 
 @decode_op.register_fake
-def _(q, k_cache, v_cache, lengths, layout, scale):
+def _(q, k_cache, v_cache, lengths, lists, scale):
     return v_cache.new_empty(*q.shape[:2], v_cache.shape[-1]), q.new_empty(
         q.shape[:2], dtype=torch.float32
     )
 
 
 @append_op.register_fake
-def _(q, k, v, k_cache, v_cache, lengths, layout, scale):
+def _(q, k, v, k_cache, v_cache, lengths, lists, scale):
     return torch.empty_like(v, memory_format=torch.contiguous_format), q.new_empty(
         q.shape[:2], dtype=torch.float32
     )

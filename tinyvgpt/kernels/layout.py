@@ -2,7 +2,7 @@
 
 A bit a block. Kernels cut queries and keys in tiles of any multiple of 32: what a tile of queries
 has to visit is the "or" of its rows' bits, and the next tile of keys is the lowest bit that is set.
-So one layout serves every kernel, forward and backward. Chapter 14 builds this file.
+A decoding step has one query, whose row is a list. Chapter 14 builds this file.
 
 Shapes: H heads, or 1 for all · R blocks of queries · C blocks of keys.
 """
@@ -25,12 +25,15 @@ class BlockLayout:
             position, aligned at the end if there are more keys than queries or fewer.
         rows: int32 (H, R, ceil(C / 32)): bit c % 32 of word c // 32 is `blocks[:, r, c]`.
         columns: the transpose, int32 (H, C, ceil(R / 32)): the queries that see a block of keys.
+        lists: for decoding, int32 (H, R, 2 + most): how many blocks before its own a row attends
+            to, whether to its own, then which; later ones don't exist yet.
     """
 
     blocks: Tensor
     causal: bool
     rows: Tensor
     columns: Tensor
+    lists: Tensor
 
     def mask(self, queries: int, keys: int) -> Tensor:
         """The same token by token: bool (H, queries, keys), true where a query looks."""
@@ -59,7 +62,7 @@ def block_layout(blocks: Tensor, *, causal: bool) -> BlockLayout:
         raise ValueError(f"a mask of blocks is (rows, columns) or (heads, rows, columns), not "
                          f"{tuple(blocks.shape)}")  # fmt: skip
     blocks = blocks if blocks.dim() == 3 else blocks[None]
-    return BlockLayout(blocks, causal, _words(blocks), _words(blocks.mT))
+    return BlockLayout(blocks, causal, _words(blocks), _words(blocks.mT), _lists(blocks))
 
 
 def _words(blocks: Tensor) -> Tensor:
@@ -69,3 +72,14 @@ def _words(blocks: Tensor) -> Tensor:
     )
     words = (bits.long() << torch.arange(BLOCK, device=bits.device)).sum(-1)
     return torch.where(words < 2**31, words, words - 2**32).int()
+
+
+def _lists(blocks: Tensor) -> Tensor:
+    """What each row attends to up to its own block; see `BlockLayout.lists`."""
+    seen = blocks.tril()
+    own = seen.diagonal(dim1=1, dim2=2).int()
+    own = torch.nn.functional.pad(own, (0, blocks.shape[1] - own.shape[1]))
+    count = seen.sum(-1)
+    first = seen.int().argsort(dim=-1, descending=True, stable=True)  # a row's blocks, then others
+    head = torch.stack([count - own, own], dim=-1)
+    return torch.cat([head, first[..., : int(count.max())]], dim=-1).int()
