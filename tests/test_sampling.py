@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from tinyvgpt import GPT, GPTConfig
-from tinyvgpt.sampling import Decoder, SamplingRule, SplitLinear, draw, pack, sample_tokens
+from tinyvgpt.sampling import (
+    Decoder,
+    Sampler,
+    SamplingRule,
+    SplitLinear,
+    draw,
+    pack,
+    sample_tokens,
+)
 
 CONFIG = GPTConfig(
     latent_shape=(2, 3, 4), codes=11, code_dim=5, frames=4, resolution=8, channels=1, width=24,
@@ -324,3 +332,16 @@ def test_refusals(gpt, labelled):
         sample_tokens(
             without_null, 1, seed=0, labels=torch.tensor([0]), rule=SamplingRule(guidance=2)
         )
+
+
+def test_tokens_drawn_some_at_a_time(gpt):
+    whole = sample_tokens(gpt, 2, seed=3).flatten(1)
+    sampler = Sampler(gpt, 2, seed=3, prefix=whole[:, :5])
+    parts = [sampler.draw(count) for count in (1, 0, 7, whole.shape[1] - 13)]
+    assert torch.cat([whole[:, :5], *parts], dim=1).equal(whole)
+    assert sampler.tokens.equal(whole)
+
+
+def test_random_numbers_of_longer_clips(gpt):
+    early, late = Sampler(gpt, 2, seed=3), Sampler(gpt, 2, seed=3, first_position=6)
+    assert late.u[:, :-6].equal(early.u[:, 6:])

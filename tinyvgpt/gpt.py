@@ -281,7 +281,9 @@ class GPT(nn.Module):
                 label is out of range, or a shape is not the model's.
         """
         return Condition(
-            self._labels(batch, labels), self._memory(batch, frames), self._actions(batch, actions)
+            self._labels(batch, labels),
+            self._memory(batch, frames),
+            self.embed_actions(batch, actions),
         )
 
     def offsets(self, condition: Condition) -> Tensor:
@@ -318,6 +320,27 @@ class GPT(nn.Module):
             else:
                 x = block(x, condition, self.layout, caches[i] if caches else None)
         return self.token_out(self.norm(x[:, -1:] if last_only else x, condition.labels))
+
+    def embed_actions(self, batch: int, actions: Tensor | None) -> Tensor | None:
+        """What the actions (B, T, A) add to each latent frame: (B, t, D), or None without them.
+
+        Raises:
+            ValueError: if they are missing, not for the model, or of another shape.
+        """
+        if not self.config.action_dim:
+            if actions is not None:
+                raise ValueError(
+                    "actions are given, but the model is not action-conditional (action_dim is 0)"
+                )
+            return None
+        if actions is None:
+            raise ValueError(
+                "the model is action-conditional: give actions "
+                f"(B, {self.config.frames}, {self.config.action_dim})"
+            )
+        if len(actions) != batch:
+            raise ValueError(f"actions of {len(actions)} clips are given for {batch} clips")
+        return self.action_embedding(actions)
 
     def _labels(self, batch: int, labels: Tensor | None) -> Tensor | None:
         config = self.config
@@ -370,19 +393,3 @@ class GPT(nn.Module):
             hidden = torch.rand(batch, 1, 1, device=frames.device) < config.frame_dropout
             memory = torch.where(hidden, self.null_frames.type_as(memory), memory)
         return memory
-
-    def _actions(self, batch: int, actions: Tensor | None) -> Tensor | None:
-        if not self.config.action_dim:
-            if actions is not None:
-                raise ValueError(
-                    "actions are given, but the model is not action-conditional (action_dim is 0)"
-                )
-            return None
-        if actions is None:
-            raise ValueError(
-                "the model is action-conditional: give actions "
-                f"(B, {self.config.frames}, {self.config.action_dim})"
-            )
-        if len(actions) != batch:
-            raise ValueError(f"actions of {len(actions)} clips are given for {batch} clips")
-        return self.action_embedding(actions)

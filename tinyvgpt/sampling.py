@@ -10,7 +10,7 @@ n prefix tokens.
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -130,6 +130,12 @@ class Decoder:
             for _ in gpt.blocks
         ]
 
+    def steer(self, actions: Tensor) -> None:
+        """Changes the actions (B, T, A), for positions that are not decoded yet."""
+        embedded = self.gpt.embed_actions(len(actions), actions)
+        self.condition = replace(self.condition, actions=embedded)
+        self.offsets = self.gpt.offsets(self.condition)
+
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, K) of the token that follows `tokens` (B, n), as yet unseen ones.
 
@@ -142,6 +148,89 @@ class Decoder:
         x = x + self.offsets[:, self.position : end]
         self.position = end
         return self.gpt.decode(x, self.condition, self.caches, last_only=True)[:, 0]
+
+
+class Sampler:
+    """Draws the tokens of a batch of clips, some at a time.
+
+    The random number behind a token depends on (seed, clip, position) only.
+
+    Attributes:
+        tokens: (B, N) int64, valid up to `position`.
+        position: how many tokens of each clip there are.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        batch: int,
+        *,
+        seed: int,
+        rule: SamplingRule = SamplingRule(),
+        prefix: Tensor | None = None,
+        first_clip: int = 0,
+        first_position: int = 0,
+        labels: Tensor | None = None,
+        frames: Tensor | None = None,
+        actions: Tensor | None = None,
+    ):
+        """Prepares to draw; arguments as `sample_tokens`.
+
+        `first_position` is the place of the clips' first token in longer ones, for random numbers.
+        """
+        config, device = gpt.config, gpt.codes.device
+        self.gpt, self.batch, self.rule = gpt, batch, rule
+        self.tokens = torch.empty(batch, config.tokens, dtype=torch.int64, device=device)
+        self.position = 0 if prefix is None else prefix.shape[1]
+        if self.position > config.tokens:
+            raise ValueError(f"prefix has {self.position} tokens, a clip has {config.tokens}")
+        if prefix is not None:
+            if len(prefix) != batch:
+                raise ValueError(f"prefixes of {len(prefix)} clips are given for {batch} clips")
+            check_tokens(prefix[:, :, None, None], config.codes)
+            self.tokens[:, : self.position] = prefix
+        if rule.top_k is not None and rule.top_k > config.codes:
+            raise ValueError(f"top_k is {rule.top_k}, the model has {config.codes} codes")
+        self.guided = rule.guidance != 1 and self.position < config.tokens
+        if self.guided:  # clips 0 … B - 1 with their labels, B … 2B - 1 with the null label
+            if labels is None or not config.label_dropout:
+                raise ValueError(
+                    "guidance needs labels and a model with a null label (label_dropout above 0)"
+                )
+            labels = torch.cat([labels, torch.full_like(labels, config.classes)])
+        frames, actions = self._rows(frames), self._rows(actions)
+        rows = 2 * batch if self.guided else batch
+        condition = gpt.condition(rows, labels=labels, frames=frames, actions=actions)
+        self.decoder = Decoder(gpt, rows, condition)
+        clips = np.arange(first_clip, first_clip + batch)[:, None]
+        positions = np.arange(first_position, first_position + config.tokens)
+        self.u = torch.from_numpy(counter.uniform(seed, clips, positions)).to(device)  # (B, N)
+
+    def _rows(self, x: Tensor | None) -> Tensor | None:
+        """What the clips are conditioned on, twice if they are decoded twice."""
+        return x if x is None or not self.guided else torch.cat([x, x])
+
+    @torch.no_grad()
+    def steer(self, actions: Tensor) -> None:
+        """Changes the actions (B, T, A), for tokens that are not drawn yet."""
+        rows = self._rows(actions)
+        assert rows is not None
+        self.decoder.steer(rows)
+
+    @torch.no_grad()
+    def draw(self, count: int, progress: tqdm | None = None) -> Tensor:
+        """The next `count` tokens of each clip (B, count); advances a bar by one each."""
+        for i in range(self.position, self.position + count):
+            unseen = self.tokens[:, max(self.decoder.position - 1, 0) : i]
+            logits = self.decoder.step(torch.cat([unseen, unseen]) if self.guided else unseen)
+            if self.guided:
+                with_label, without = logits.chunk(2)
+                logits = without + self.rule.guidance * (with_label - without)
+            self.tokens[:, i] = draw(self.rule.probabilities(logits), self.u[:, i])
+            if progress is not None:
+                progress.update()
+        self.position += count
+        return self.tokens[:, self.position - count : self.position]
 
 
 @torch.no_grad()
@@ -181,41 +270,16 @@ def sample_tokens(
         ValueError: if the prefix is too long, guidance is asked of a model without a null label, or
             as `GPT.condition`; if it has tokens out of range, or is not of `batch` clips.
     """
-    config = gpt.config
-    device = gpt.codes.device
-    tokens = torch.empty(batch, config.tokens, dtype=torch.int64, device=device)
-    given = 0 if prefix is None else prefix.shape[1]
-    if given > config.tokens:
-        raise ValueError(f"prefix has {given} tokens, a clip has {config.tokens}")
-    if prefix is not None:
-        if len(prefix) != batch:
-            raise ValueError(f"prefixes of {len(prefix)} clips are given for {batch} clips")
-        check_tokens(prefix[:, :, None, None], config.codes)
-        tokens[:, :given] = prefix
-    if rule.top_k is not None and rule.top_k > config.codes:
-        raise ValueError(f"top_k is {rule.top_k}, the model has {config.codes} codes")
-
-    guided = rule.guidance != 1 and given < config.tokens
-    if guided:  # clips 0 … B - 1 with their labels, B … 2B - 1 with the null label
-        if labels is None or not config.label_dropout:
-            raise ValueError(
-                "guidance needs labels and a model with a null label (label_dropout above 0)"
-            )
-        labels = torch.cat([labels, torch.full_like(labels, config.classes)])
-        frames, actions = (None if x is None else torch.cat([x, x]) for x in (frames, actions))
-    rows = 2 * batch if guided else batch
-    decoder = Decoder(gpt, rows, gpt.condition(rows, labels=labels, frames=frames, actions=actions))
-
-    clips = np.arange(first_clip, first_clip + batch)[:, None]
-    u = torch.from_numpy(counter.uniform(seed, clips, np.arange(config.tokens))).to(device)
-    unseen = tokens[:, :given]
-    for i in range(given, config.tokens):
-        logits = decoder.step(torch.cat([unseen, unseen]) if guided else unseen)
-        if guided:
-            with_label, without = logits.chunk(2)
-            logits = without + rule.guidance * (with_label - without)
-        tokens[:, i] = draw(rule.probabilities(logits), u[:, i])
-        unseen = tokens[:, i : i + 1]
-        if progress is not None:
-            progress.update()
-    return tokens.view(batch, *config.latent_shape)
+    sampler = Sampler(
+        gpt,
+        batch,
+        seed=seed,
+        rule=rule,
+        prefix=prefix,
+        first_clip=first_clip,
+        labels=labels,
+        frames=frames,
+        actions=actions,
+    )
+    sampler.draw(gpt.config.tokens - sampler.position, progress)
+    return sampler.tokens.view(batch, *gpt.config.latent_shape)
