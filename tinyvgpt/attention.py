@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinyvgpt import kernels
 
 CHOICES = ("auto", "torch", "cuda")
-# What "auto" uses kernels for, of "axial", "flash" and "strided"; on an H200 cuDNN's kernels are
+# What "auto" uses kernels for, of "axial", "decode", "flash" and "strided"; on an H200 cuDNN's are
 # ahead of "flash" (book/results/kernels-nvidia-h200.json).
-FASTER = frozenset({"axial", "strided"})
+FASTER = frozenset({"axial", "decode", "strided"})
 _chosen = "auto"
 SHORT = 64  # keys up to which a fused kernel would mostly wait; see `attend_short`
 PACKED = 32  # positions that several shorter rows are packed into
@@ -62,11 +62,11 @@ def own_kernel(
 ) -> bool:
     """Whether the package's kernel of a kind is to compute, where x is, on tensors of a dtype.
 
-    Kinds are "axial", "flash" and "strided"; values are as wide as keys if no `value_dim` is given.
+    Kinds are those of `FASTER`, and "flash"; values are as wide as keys if no `value_dim` is given.
     """
     if _chosen == "torch" or not x.is_cuda or dtype not in (torch.bfloat16, torch.float16):
         return False
-    step, most = (8, 128) if kind == "axial" else (16, 160)
+    step, most = {"axial": (8, 128), "decode": (8, 160)}.get(kind, (16, 160))
     if head_dim % step or head_dim > most or (value_dim or head_dim) > head_dim:
         return False
     return _chosen == "cuda" or (kind in FASTER and _can_run(x.device.index or 0))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tinyvgpt import counter
 from tinyvgpt.attention import LayerCache
 from tinyvgpt.gpt import GPT, Condition
+from tinyvgpt.graph_decoder import GraphDecoder, can_decode
 from tinyvgpt.vqvae import check_tokens
 
 
@@ -199,12 +200,17 @@ class Sampler:
                 )
             labels = torch.cat([labels, torch.full_like(labels, config.classes)])
         frames, actions = self._rows(frames), self._rows(actions)
-        rows = 2 * batch if self.guided else batch
-        condition = gpt.condition(rows, labels=labels, frames=frames, actions=actions)
-        self.decoder = Decoder(gpt, rows, condition)
         clips = np.arange(first_clip, first_clip + batch)[:, None]
         positions = np.arange(first_position, first_position + config.tokens)
         self.u = torch.from_numpy(counter.uniform(seed, clips, positions)).to(device)  # (B, N)
+        rows = 2 * batch if self.guided else batch
+        with torch.no_grad():
+            condition = gpt.condition(rows, labels=labels, frames=frames, actions=actions)
+            self.decoder: Decoder | GraphDecoder
+            if can_decode(gpt):
+                self.decoder = GraphDecoder(gpt, condition, rule, self.tokens, self.u)
+            else:
+                self.decoder = Decoder(gpt, rows, condition)
 
     def _rows(self, x: Tensor | None) -> Tensor | None:
         """What the clips are conditioned on, twice if they are decoded twice."""
@@ -220,17 +226,24 @@ class Sampler:
     @torch.no_grad()
     def draw(self, count: int, progress: tqdm | None = None) -> Tensor:
         """The next `count` tokens of each clip (B, count); advances a bar by one each."""
-        for i in range(self.position, self.position + count):
-            unseen = self.tokens[:, max(self.decoder.position - 1, 0) : i]
-            logits = self.decoder.step(torch.cat([unseen, unseen]) if self.guided else unseen)
-            if self.guided:
-                with_label, without = logits.chunk(2)
-                logits = without + self.rule.guidance * (with_label - without)
-            self.tokens[:, i] = draw(self.rule.probabilities(logits), self.u[:, i])
-            if progress is not None:
-                progress.update()
+        if isinstance(self.decoder, GraphDecoder):
+            self.decoder.draw(self.position, count, progress)
+        else:
+            for i in range(self.position, self.position + count):
+                self._draw_one(self.decoder, i)
+                if progress is not None:
+                    progress.update()
         self.position += count
         return self.tokens[:, self.position - count : self.position]
+
+    def _draw_one(self, decoder: Decoder, i: int) -> None:
+        """Draws the token at position i of each clip."""
+        unseen = self.tokens[:, max(decoder.position - 1, 0) : i]
+        logits = decoder.step(torch.cat([unseen, unseen]) if self.guided else unseen)
+        if self.guided:
+            with_label, without = logits.chunk(2)
+            logits = without + self.rule.guidance * (with_label - without)
+        self.tokens[:, i] = draw(self.rule.probabilities(logits), self.u[:, i])
 
 
 @torch.no_grad()

@@ -158,6 +158,7 @@ inline float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
 template <class T> T __ldg(const T* p) { return *p; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float x) { return expf(x); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
