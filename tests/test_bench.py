@@ -7,6 +7,7 @@ import torch
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VQVAEConfig
 from tinyvgpt.bench import data, record
+from tinyvgpt.bench.gpu_sampling import UsualDecoder, bytes_of_a_clip
 from tinyvgpt.bench.sampling import ReferenceDecoder, sampling
 from tinyvgpt.data import MovingMNIST
 from tinyvgpt.encode import encode_folder
@@ -38,6 +39,31 @@ def test_sampling_counts_tokens():
     assert (result["batch"], result["tokens_of_each_clip"]) == (2, 5)
     rates = result["ours_tokens_per_second"], result["reference_tokens_per_second"]
     assert result["ratio"] == pytest.approx(rates[0] / rates[1], rel=0.02)
+
+
+def test_the_usual_way_draws_from_the_same_model():
+    torch.manual_seed(0)
+    gpt = GPT(SMALL, torch.randn(32, 8)).eval()
+    torch.nn.init.normal_(gpt.token_out.weight, std=0.5)
+    drawn, u = torch.zeros(3, SMALL.tokens, dtype=torch.int64), torch.rand(3, SMALL.tokens)
+    with torch.no_grad():
+        decoder = UsualDecoder(gpt, 3)
+        for i in range(20):  # it begins with a token in the place of the start
+            last = drawn[:, max(i - 1, 0)]
+            drawn[:, i] = decoder(last, torch.tensor([i]), u[:, i])
+        caches = Decoder(gpt, 3, gpt.condition(3)).caches
+        x = gpt.token_in(gpt.codes)[torch.cat([drawn[:, :1] * 0, drawn[:, :19]], dim=1)]
+        x = x + gpt.offsets(gpt.condition(3))[:, :20]
+        p = gpt.decode(x, gpt.condition(3), caches).softmax(-1).cumsum(-1)
+    assert drawn[:, :20].equal(torch.searchsorted(p, u[:, :20, None])[..., 0].clamp_max(31))
+
+
+def test_bytes_that_must_be_read():
+    """Of the released size: 66 MB of weights, at batch 1 on average 37 MB of cache."""
+    config = GPTConfig(latent_shape=(4, 32, 32))
+    one, two = (bytes_of_a_clip(config, batch) / config.tokens for batch in (1, 2))
+    assert two - one == pytest.approx(37.8e6, rel=1e-2)
+    assert 2 * one - two == pytest.approx(66e6, rel=2e-2)
 
 
 def test_loading_tokens_that_have_no_pixels(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ capturing = Lock()  # a thread at a time
 def can_decode(gpt: GPT) -> bool:
     """Whether a GPT's steps are to be computed by the kernels, where it is."""
     config = gpt.config
-    widths = (config.width, gpt.blocks[0].mlp.up.out_features)
+    widths = (config.width, int(config.mlp_ratio * config.width))
     fits = all(width % 8 == 0 for width in widths) and config.codes <= MOST_CODES
     return fits and own_kernel("decode", gpt.codes, DTYPE, config.width // config.heads)
 

@@ -12,6 +12,7 @@ import torch
 
 from tinyvgpt.bench import device_name, record
 from tinyvgpt.bench.data import loading
+from tinyvgpt.bench.gpu_sampling import sampling_on_gpu
 from tinyvgpt.bench.kernels import kernels
 from tinyvgpt.bench.learning import learning
 from tinyvgpt.bench.sampling import sampling
@@ -30,9 +31,9 @@ class Bench:
     (over this machine's GPUs), learning (loss curves against float32's) or kernels (attention's,
     against PyTorch's)."""
     batch: int | None = None
-    """Sampling and data: clips decoded or loaded together; by default 1 or 32."""
+    """Sampling on a CPU, and data: clips decoded or loaded together; by default 1 or 32."""
     tokens: int | None = None
-    """Sampling: tokens of each clip to draw; by default all 4096 (minutes on a CPU)."""
+    """Sampling on a CPU: tokens of each clip to draw; by default all 4096, which takes minutes."""
     data: str | None = None
     """Data: what train-vqvae takes; by default files made for the purpose."""
     workers: int = 2
@@ -70,6 +71,8 @@ class Bench:
     def sampling(self) -> tuple[dict[str, Any], list[Any]]:
         """Decoding, and the words of the command."""
         device, batch = pick_device(self.device), self.batch or 1
+        if device == "cuda":
+            return sampling_on_gpu(), ["--device", device]
         words = ["--batch", batch, "--device", device]
         words += ["--tokens", self.tokens] if self.tokens else []
         return sampling(batch=batch, tokens=self.tokens, device=device), words

@@ -1,0 +1,188 @@
+"""Sampling on a GPU: the original's loop, the usual way in PyTorch, and ours; chapter 15.
+
+One run on one machine, at the size of the original's released BAIR models, on random weights:
+
+- "reference" is the original's way: float32, launched from Python, a fixed cache that is read whole
+  under a dense mask;
+- "usual" is what an afternoon's work makes of it: bfloat16, the step compiled, a fixed cache under
+  a mask of what is filled, the whole captured in a CUDA graph;
+- "ours" is `sampling.Sampler` as `VideoGPT.sample` uses it.
+
+The first two take equally long wherever they are in a clip, so some hundred steps stand for it.
+Ours are whole clips, with the tokenizer's decoder.
+
+Shapes: B batch · N tokens of a clip · D width · nh heads · d head dim · K codes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
+from tinyvgpt.bench.kernels import rate_of_copies
+from tinyvgpt.bench.sampling import ReferenceDecoder, time_decoding
+from tinyvgpt.bench.train import RELEASED, compiling_anew, in_fresh_process
+from tinyvgpt.gpt import Block
+from tinyvgpt.sampling import Sampler
+
+STEPS = 256  # of the reference and the usual way
+
+
+class UsualDecoder(nn.Module):
+    """A decoding step over a fixed cache, to be compiled; the model is unconditional."""
+
+    cache: Tensor
+    places: Tensor
+    table: Tensor
+    offsets: Tensor
+
+    def __init__(self, gpt: GPT, batch: int):
+        """Takes a GPT in bfloat16, and makes room for `batch` clips."""
+        super().__init__()
+        config, self.gpt = gpt.config, gpt
+        dim = config.width // config.heads
+        shape = (2, config.layers, batch, config.heads, config.tokens, dim)
+        self.register_buffer("cache", gpt.codes.new_zeros(shape))
+        self.register_buffer("places", torch.arange(config.tokens, device=gpt.codes.device))
+        self.register_buffer("table", gpt.token_in(gpt.codes))
+        self.register_buffer("offsets", gpt.offsets(gpt.condition(batch))[0])
+
+    def forward(self, tokens: Tensor, position: Tensor, u: Tensor) -> Tensor:
+        """The tokens (B,) that follow `tokens` at `position` (1,), drawn with u (B,)."""
+        x = self.table[tokens][:, None] + self.offsets[position]
+        heads = self.gpt.config.heads
+        seen = (self.places <= position)[None, None, None]  # (1, 1, 1, N)
+        for i, module in enumerate(self.gpt.blocks):
+            block = cast(Block, module)
+            qkv = block.attn.qkv(block.norm_attn(x)).unflatten(-1, (3, heads, -1))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, 1, d)
+            keys, values = self.cache[0, i], self.cache[1, i]
+            keys.index_copy_(2, position, k)
+            values.index_copy_(2, position, v)
+            y = F.scaled_dot_product_attention(q, keys, values, seen)
+            x = x + block.attn.out(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm_mlp(x))
+        p = self.gpt.token_out(self.gpt.norm(x))[:, 0].float().softmax(-1)
+        return torch.searchsorted(p.cumsum(-1), u[:, None])[:, 0].clamp_max(p.shape[-1] - 1)
+
+
+def sampling_on_gpu(
+    vqvae: VQVAEConfig = RELEASED,
+    gpt: GPTConfig | None = None,
+    *,
+    batches: tuple[int, ...] = (1, 16, 64),
+) -> dict[str, Any]:
+    """Tokens a second each way.
+
+    Args:
+        vqvae: the tokenizer, whose decoder's time is counted with ours.
+        gpt: the GPT; by default the released one, with its 4 heads and with 9.
+        batches: clips decoded together.
+    """
+    released = gpt or GPTConfig.for_vqvae(vqvae, width=576, layers=8)
+    heads = (4, 9) if gpt is None else (gpt.heads,)
+    found: dict[str, Any] = {"copy, TB/s": round(in_fresh_process(partial(rate_of_copies, 20)), 3)}
+    for count in heads:
+        config = replace(released, heads=count)
+        for batch in batches:
+            job = partial(each_way, config, vqvae, batch, usual=count == heads[0])
+            row = in_fresh_process(job)
+            floor = bytes_of_a_clip(config, batch) / found["copy, TB/s"] / 1e12
+            row["of the byte floor"] = round(floor / row["ours, seconds of tokens"], 3)
+            found[f"{count} heads, batch {batch}"] = row
+    return found
+
+
+def bytes_of_a_clip(config: GPTConfig, batch: int) -> int:
+    """What has to be read: all weights for each token, and keys and values of the tokens before."""
+    width, hidden = config.width, int(config.mlp_ratio * config.width)
+    weights = config.layers * (4 * width**2 + 2 * width * hidden) + width * config.codes
+    seen = config.tokens * (config.tokens + 1) // 2
+    return 2 * (config.tokens * weights + batch * seen * 2 * config.layers * width)
+
+
+def each_way(config: GPTConfig, vqvae: VQVAEConfig, batch: int, *, usual: bool) -> dict[str, Any]:
+    """Tokens a second of a GPT at a batch size; by choice without the usual way, to be compiled."""
+    torch.manual_seed(0)
+    tokenizer = VQVAE(vqvae)
+    model = VideoGPT(tokenizer, GPT(config, tokenizer.codebook.codes)).cuda().eval()
+    nn.init.normal_(model.gpt.token_out.weight, std=0.02)
+    with torch.no_grad():
+        found = ours(model, batch)
+        rates = {"ours": found["ours, tokens per second"], "reference": reference(model.gpt, batch)}
+        if usual:
+            rates["usual"] = the_usual(model.gpt, batch)
+    for name in rates:
+        if name != "ours":
+            found[f"{name}, tokens per second"] = round(rates[name], 1)
+            found[f"ours against {name}"] = round(rates["ours"] / rates[name], 2)
+    return found
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """What a job takes, until the device is done."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    job()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ours(model: VideoGPT, batch: int) -> dict[str, Any]:
+    """Whole clips, once everything is compiled."""
+    tokens = model.gpt.config.tokens
+    drawn = torch.zeros(batch, *model.gpt.config.latent_shape, dtype=torch.int64, device="cuda")
+    Sampler(model.gpt, batch, seed=0).draw(40)
+    model.vqvae.decode(drawn)
+    torch.cuda.reset_peak_memory_stats()
+    drawing = seconds(lambda: Sampler(model.gpt, batch, seed=0).draw(tokens))
+    peak = torch.cuda.max_memory_allocated()
+    decoding = seconds(lambda: model.vqvae.decode(drawn))
+    return {
+        "ours, tokens per second": round(batch * tokens / drawing, 1),
+        "ours, seconds of tokens": round(drawing, 4),
+        "ours, seconds of the decoder": round(decoding, 4),
+        "ours, clips per second": round(batch / (drawing + decoding), 3),
+        "ours, peak GiB": round(peak / 2**30, 2),
+    }
+
+
+def reference(gpt: GPT, batch: int) -> float:
+    """The original's way."""
+    time_decoding(ReferenceDecoder(gpt, batch, gpt.condition(batch)), 16)
+    return batch * STEPS / time_decoding(ReferenceDecoder(gpt, batch, gpt.condition(batch)), STEPS)
+
+
+def the_usual(gpt: GPT, batch: int) -> float:
+    """A compiled step in a CUDA graph."""
+    decoder = UsualDecoder(gpt.bfloat16(), batch)
+    tokens = torch.zeros(batch, dtype=torch.int64, device="cuda")
+    position, u = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.rand(batch, device="cuda")
+    with compiling_anew():
+        step = torch.compile(decoder)
+
+        def advance() -> None:
+            tokens.copy_(step(tokens, position, u))
+            position.add_(1)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                advance()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            advance()
+
+    def replays() -> None:
+        for _ in range(STEPS):
+            graph.replay()
+
+    return batch * STEPS / seconds(replays)
