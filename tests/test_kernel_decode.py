@@ -76,7 +76,7 @@ def run(folder, monkeypatch):
     source = (build.HERE / "tile.cuh").read_text() + (build.HERE / "decode.cu").read_text()
     zeros = torch.zeros(1000, dtype=torch.int32)
 
-    def emulate(file, name, grid, threads, shared_bytes, device, *args, cluster):
+    def emulate(file, name, grid, threads, shared_bytes, device, *args, cluster, overlap):
         cuda_on_cpu.launch(source, name, folder, grid, (threads,), shared_bytes, *args)
 
     def launched(

@@ -291,3 +291,5 @@ inline void cluster_wait() {  // blocks run one after the other along x, a clust
         if (s.rank == emulated::block_index.x) *s.to = s.value;
     __syncthreads();
 }
+inline void let_next_begin() {}
+inline void wait_for_former() {}

@@ -128,6 +128,7 @@ def launch(
     device: torch.device,
     *args: Any,
     cluster: int = 1,
+    overlap: bool = False,
 ) -> None:
     """Queues a kernel on the device's current stream.
 
@@ -140,6 +141,8 @@ def launch(
         device: the tensors'.
         args: tensors, which the kernel gets as pointers; None for a null pointer; numpy scalars.
         cluster: neighbouring blocks along x that run at the same time (compute capability 9.0).
+        overlap: lets it begin before the former kernel of the stream has ended, where GPUs can
+            (9.0 and later); it must call `wait_for_former` then.
     """
     from cuda.core import LaunchConfig, Stream
     from cuda.core import launch as start
@@ -153,6 +156,8 @@ def launch(
     options: dict[str, Any] = {"grid": tuple(grid), "block": threads, "shmem_size": shared_bytes}
     if cluster > 1:
         options |= {"grid": (grid[0] // cluster, *grid[1:]), "cluster": cluster}  # of clusters
+    if overlap and torch.cuda.get_device_capability(device) >= (9, 0):
+        options["programmatic_stream_serialization"] = True
     config = LaunchConfig(**options)
     with torch.cuda.device(device):
         start(stream, config, function, *pointers)

@@ -329,6 +329,8 @@ __global__ void __launch_bounds__(WARPS * 32) decode(
     long long k_new_head, long long v_new_batch, long long v_new_head, long long layout_head,
     long long layout_row, float scale) {
     static_assert(WARPS > 1 && WARPS * 32 >= DV / 2, "a thread for each two columns");
+    let_next_begin();
+    wait_for_former();
     long long batch = blockIdx.z, head = blockIdx.y, which = batch * gridDim.y + head;
     int length = lengths[batch], newest = length - 1;
     bool wrong = length < 0 || length > capacity;  // gives NaN

@@ -50,6 +50,7 @@ class Tiles:
 # multiprocessors blocks are large, so that there are few results to merge.
 MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 3, 2, 4), 3: Tiles(4, 4, 1, 4)}
 FEW = {1: Tiles(4, 4, 4, 1), 2: Tiles(4, 4, 2, 1), 3: Tiles(8, 3, 1, 1)}
+OVERLAP = True  # whether the kernel may begin before the former one ends
 CLUSTER = 16  # blocks that a cluster of compute capability 9.0 has at most
 
 
@@ -313,6 +314,7 @@ def launch(
         "decode.cu", name, (parts, heads, batch), 32 * tiles.warps,
         tiles.shared_bytes(d, dv, cluster), device, *tensors, np.int32(capacity),
         *(np.int64(step) for x in strides for step in x), np.float32(scale), cluster=cluster,
+        overlap=OVERLAP,
     )  # fmt: skip
     return o, lse
 

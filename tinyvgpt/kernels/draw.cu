@@ -104,6 +104,8 @@ __global__ void __launch_bounds__(THREADS) draw(
     constexpr int warps = THREADS / 32;
     static_assert(THREADS >= 256, "a thread for each value of eight bits");
     const float none = -__uint_as_float(0x7f800000);
+    let_next_begin();
+    wait_for_former();
     int clip = blockIdx.x, position = lengths[clip] - 1, first = threadIdx.x * ITEMS;
     logits += (long long)clip * codes;
 

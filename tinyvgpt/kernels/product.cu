@@ -5,8 +5,9 @@
 // When one token a sequence is decoded, a layer is a chain of such products. Each number of w is
 // used `batch` times, so up to some hundred rows the time is that of reading w: 2·N·K bytes, 0.33 µs
 // a MB at 3 TB/s. A kernel of 2 MB takes less than the pauses around it: so the norm before a
-// product and the bias, activation or sum behind it are made on the way, and the weights, which
-// don't depend on what came before, are on their way to registers before x is looked at.
+// product and the bias, activation or sum behind it are made on the way. The weights don't depend on
+// what came before: a kernel begins while the former one still runs, and has them in registers when
+// that ends.
 //
 //   grid    (N / 8, batch / (16·M)). A block makes 8 outputs of all its rows: many small blocks, so
 //           that all multiprocessors read.
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(WARPS * 32) product(
     const int first = blockIdx.y * 16 * M, column = blockIdx.x * 8;
     const uint4 zero = make_uint4(0, 0, 0, 0);
 
+    let_next_begin();
     uint4 weights[steps];
     bool exists = column + g < outputs;
 #pragma unroll
@@ -88,6 +90,8 @@ __global__ void __launch_bounds__(WARPS * 32) product(
         if (exists && chunk < chunks)
             weights[i] = __ldg((const uint4*)(w + (long long)(column + g) * K) + chunk);
     }
+
+    wait_for_former();
 
     T* rows = (T*)shared;
     if constexpr (NORM) {
@@ -148,6 +152,8 @@ template <class T, int K>
 __global__ void __launch_bounds__(32) norm(
     const float* x, const float* gain, const float* shift, T* y, int norm_stride) {
     long long b = blockIdx.x;
+    let_next_begin();
+    wait_for_former();
     normalise<K>(x + b * K, gain + b * norm_stride, shift + b * norm_stride,
                  [&](int k, float value) { y[b * K + k] = narrow<T>(value); });
 }

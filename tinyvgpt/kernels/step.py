@@ -20,6 +20,7 @@ from tinyvgpt.kernels.tensors import TYPES
 NARROW, GELU, ADD, WIDE = range(4)  # what becomes of a sum; see product.cu
 WARPS = 8  # of a product's block
 NORM_ROWS = 16  # up to so many rows a product makes its norm itself
+OVERLAP = True  # whether a kernel may begin before the former one ends
 MOST_CODES = 1 << 14  # that can be drawn from
 
 
@@ -69,7 +70,7 @@ def product(
     gain, shift, step = (None, None, 0) if norm is None else (norm.gain, norm.shift, norm.step)
     build.launch(
         "product.cu", name, grid, 32 * WARPS, shared, x.device, x, weight, gain, shift, bias, y,
-        *map(np.int32, (rows, len(weight), x.stride(0), y.stride(0), step)),
+        *map(np.int32, (rows, len(weight), x.stride(0), y.stride(0), step)), overlap=OVERLAP,
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def normalised(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
     name = f"norm<{TYPES[dtype]}, {x.shape[1]}>"
     build.launch(
         "product.cu", name, (len(x), 1, 1), 32, 0, x.device, x, norm.gain, norm.shift, y,
-        np.int32(norm.step),
+        np.int32(norm.step), overlap=OVERLAP,
     )  # fmt: skip
     return y
 
@@ -124,5 +125,5 @@ def draw(
         logits, u, tokens, lengths, table, offsets, x,
         *map(np.int32, (codes, positions, width, clips, rows > clips, top_k or 0)),
         *map(np.float32, (guidance, temperature, 1.0 if top_p is None else top_p)),
-        np.int64(offset_step),
+        np.int64(offset_step), overlap=OVERLAP,
     )  # fmt: skip

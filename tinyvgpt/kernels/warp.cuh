@@ -98,3 +98,16 @@ __device__ __forceinline__ void store_remote(float2* to, unsigned rank, float2 v
         "st.shared::cluster.v2.f32 [there], {%2, %3};}"
         :: "r"(shared_address(to)), "r"(rank), "f"(value.x), "f"(value.y) : "memory");
 }
+
+// Kernels of a chain that are launched to overlap (sm_90 and later): the next one may begin once all
+// blocks of this one have said so, and must wait before it touches what others write.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_former() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
