@@ -83,6 +83,9 @@ class VideoGPT(nn.Module):
     ) -> Tensor:
         """Generates clips.
 
+        On a GPU that the package's kernels run on, steps have 16-bit products and caches; under
+        `attention.use("torch")` they are PyTorch's, in the weights' dtype.
+
         Args:
             n: number of clips; by default as many as frames, labels or actions are given for,
                 else 1.
