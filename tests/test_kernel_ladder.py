@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyvgpt.kernels import build, ladder
+from tinyvgpt.kernels import build, ladder, why_not
 
 NEW = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90a": 227, "sm_120": 99}  # KB a block
 OLD = {"sm_75": 64}
@@ -198,3 +198,13 @@ def test_bad_input(change, error, words):
 def test_what_a_kernel_refuses(name, q, error, words):
     with pytest.raises(error, match=words):
         ladder.check_for_kernel(RUNGS[name], q)
+
+
+def test_older_gpus_run_the_rungs_without_tensor_cores(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    device = torch.device("cuda", 7)
+    reasons = {name: why_not.__wrapped__(device, rung.oldest) for name, rung in RUNGS.items()}
+    refusal = "T4 has compute capability 7.5, the kernels need 8.0"
+    assert reasons == dict.fromkeys(RUNGS, refusal) | {"naive": None, "tiled": None}

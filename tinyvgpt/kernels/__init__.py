@@ -30,16 +30,22 @@ OLDEST = (8, 0)  # compute capability with bfloat16 on tensor cores and asynchro
 
 
 @cache
-def why_not(device: torch.device) -> str | None:
-    """Why the kernels can't run on a device, in a few words; None if they can."""
+def why_not(device: torch.device, oldest: tuple[int, int] = OLDEST) -> str | None:
+    """Why kernels can't run on a device, in a few words; None if they can.
+
+    Args:
+        device: of any type.
+        oldest: compute capability they need; a rung of the ladder has its own.
+    """
     if device.type != "cuda":
         return f"{device.type} is no CUDA device"
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < OLDEST:
+    if (major, minor) < oldest:
         name = torch.cuda.get_device_name(device)
-        return f"{name} has compute capability {major}.{minor}, the kernels need 8.0"
+        needed = "{}.{}".format(*oldest)
+        return f"{name} has compute capability {major}.{minor}, the kernels need {needed}"
     if find_spec("cuda") is None or find_spec("cuda.core") is None:
         return "cuda-core is not installed: pip install 'tinyvgpt[cuda]'"
     return None
