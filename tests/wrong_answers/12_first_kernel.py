@@ -1,0 +1,27 @@
+"""For each check of the chapter a wrong answer that a reader may well give, and what it says."""
+
+WRONG = {
+    "check_queries": (
+        "lambda flops, bandwidth, size: int(np.ceil(flops / bandwidth * size))",
+        r"H200, float32: 56 queries, 28 are right; a query does 4 · S · d",
+    ),
+    "check_scan": (
+        "lambda t, x, out: (t.room('sums', t.threads).__setitem__(t.me, x[t.me]), "
+        "out.__setitem__(t.me, t.room('sums', t.threads)[: t.me + 1].sum()), None)[-1]",
+        "2 threads: right in . of 8 orders of the threads: somebody reads what is not there yet",
+    ),
+    "check_merge": (
+        "lambda a, b: (max(a[0], b[0]), a[1] + b[1], a[2] + b[2])",
+        "small scores, 7 and 13 keys: l is .* is right",
+    ),
+    "check_window": (
+        "lambda first, queries, keys, length, window: "
+        "range(max(first - window, 0) // keys, -(-(first + queries) // keys))",
+        r"100 tokens, window 33, queries from 0 on: tiles \[0, 1, 2, 3\]|1024 tokens, window",
+    ),
+    "check_moments": (
+        "lambda tiles: (lambda x: (x.mean(), (x * x).mean() - x.mean() ** 2))"
+        "(np.concatenate(list(tiles)))",
+        "mean about 3000: the variance is .* is right",
+    ),
+}
