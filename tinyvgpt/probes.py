@@ -2,10 +2,10 @@
 
 A model's samples have no labels, so what they show has to be read off them. A detector marks, on a
 grid of cells of 4 × 4 pixels, the middle of each thing by its class (after CenterNet: Zhou et al.
-2019, "Objects as points"): Moving MNIST's digits 0 … 9, or robot-push's fingertips and objects. What
-is no digit, such as two blended ones, a blur or loose strokes, is marked nowhere: a detector is
-trained to say so, and the score from which a mark counts is fixed on validation frames.
-data_recipes/train_probes.py trains them. Chapter 18 reads with them.
+2019, "Objects as points"), such as Moving MNIST's digits 0 … 9. What is no digit (two blended ones,
+a blur, loose strokes) is marked nowhere: a detector is trained to say so, and the score from which
+a mark counts is fixed on validation frames. data_recipes/train_probes.py trains them. Chapter 18
+reads with them.
 
 Shapes: B clips · T frames · N frames, all of a batch · C channels · H = W = 64 pixels · K classes ·
 h = w = 16 cells · n things.
@@ -65,7 +65,7 @@ class Probe(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.marks = nn.Conv2d(2 * width, len(config.classes), 1)
         self.shifts = nn.Conv2d(2 * width, 2, 1)
-        nn.init.constant_(self.marks.bias, -4.0)  # few cells have something
+        self.marks.bias.data.fill_(-4.0)  # type: ignore[union-attr]  # few cells have something
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of marks (N, K, h, w) and middles' shifts within cells (N, 2, h, w), of floats.
