@@ -5,9 +5,7 @@ from vocabulary import COLOURS, INK, PALE, QUIET, arrow, card, text
 BLUE, SKY, GREEN, RED, PINK, ORANGE = COLOURS
 
 
-def box(
-    x: float, y: float, width: float, height: float, colour: str, *, opacity: float = 1
-) -> str:
+def box(x: float, y: float, width: float, height: float, colour: str, *, opacity: float = 1) -> str:
     """A matrix, a tile or a stretch of time."""
     return (
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{colour}" '
@@ -68,9 +66,7 @@ def stages() -> str:
             for n, kind, tile in what
         )
 
-    before = [
-        (2 * n + i, kind, str(n)) for n in range(3) for i, kind in enumerate(("copy", "use"))
-    ]
+    before = [(2 * n + i, kind, str(n)) for n in range(3) for i, kind in enumerate(("copy", "use"))]
     even = [(0, "copy", "0"), (1, "use", "0"), (2, "copy", "2"), (3, "use", "2")]
     odd = [(1, "copy", "1"), (2, "use", "1"), (3, "copy", "3"), (4, "use", "3")]
     return card(
