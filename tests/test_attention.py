@@ -333,6 +333,8 @@ def test_a_kernel_s_layout_is_the_mask():
         (("flash", torch.bfloat16, 40), False),
         (("axial", torch.bfloat16, 120), True),
         (("axial", torch.bfloat16, 144), False),
+        (("decode", torch.bfloat16, 72), True),
+        (("decode", torch.bfloat16, 168), False),
     ],
 )
 def test_what_the_kernels_can_do(monkeypatch, arguments, right):

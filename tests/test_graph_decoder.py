@@ -126,6 +126,14 @@ def test_actions_that_come_late(on_cpu, monkeypatch):
     assert early.tokens[:, :20].equal(late.tokens[:, :20])
 
 
+def test_a_prefix_that_is_the_whole_clip(monkeypatch):
+    gpt, _ = made("plain")
+    prefix = torch.randint(20, (2, gpt.config.tokens))
+    sampler = sampler_of(gpt, monkeypatch, prefix=prefix)
+    assert sampler.draw(0).shape == (2, 0)
+    assert sampler.tokens.equal(prefix)
+
+
 def test_what_it_can_decode(monkeypatch):
     monkeypatch.setattr(graph_decoder, "own_kernel", lambda *_: True)
     assert can_decode(made("plain")[0])

@@ -218,6 +218,8 @@ class GraphDecoder:
 
         With a progress bar it returns once they are.
         """
+        if not count:
+            return
         if self.position is None:
             self.prefill(position)
         assert self.position == position

@@ -121,6 +121,11 @@ def milliseconds(calls: list[Call], repeats: int) -> float:
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for call in calls:
             call()
+    return milliseconds_of(graph, repeats) / len(calls)
+
+
+def milliseconds_of(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
+    """Median time of a replay."""
     until = time.perf_counter() + 0.05  # in which clocks rise that sank while Python compiled
     while time.perf_counter() < until:
         graph.replay()
@@ -132,7 +137,7 @@ def milliseconds(calls: list[Call], repeats: int) -> float:
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end) / len(calls))
+        taken.append(start.elapsed_time(end))
     return median(taken)
 
 

@@ -1,5 +1,7 @@
 """Times kernels cut otherwise than their tables say: python -m tinyvgpt.bench.tune [axial …].
 
+"step" is a whole decoding step.
+
 For a GPU that the tables were not made on, or a shape: the fastest line is what to write in the
 table. Lines are printed as they come. Chapter 14 has the tables' meaning.
 
@@ -13,8 +15,11 @@ from typing import Any
 
 import torch
 
-from tinyvgpt.bench.kernels import CACHED, Call, milliseconds, random
-from tinyvgpt.kernels import axial, decode, flash, flash_attention, flash_backward
+from tinyvgpt import GPT, GPTConfig
+from tinyvgpt.bench.kernels import CACHED, Call, milliseconds, milliseconds_of, random
+from tinyvgpt.graph_decoder import STEPS, GraphDecoder
+from tinyvgpt.kernels import axial, decode, flash, flash_attention, flash_backward, step
+from tinyvgpt.sampling import Sampler
 
 REPEATS = 10
 FORWARD_64 = [
@@ -46,6 +51,7 @@ def main() -> None:
         "decode": decode_variants,
         "flash": flash_variants,
         "backward": backward_variants,
+        "step": step_variants,
     }
     wanted = sys.argv[1:] or list(kinds)
     if unknown := set(wanted) - set(kinds):
@@ -167,6 +173,30 @@ def backward_variants() -> Iterator[tuple[str, Variant]]:
         entries = [(tiles(*keys), tiles(*queries)) for keys, queries in cuts]
         measure = lambda call=call: milliseconds([call] * 3, REPEATS)  # noqa: E731
         yield f"{shape} full", (flash_backward.DENSE, key, entries, measure)
+
+
+def step_variants() -> Iterator[tuple[str, Variant]]:
+    """Whether kernels overlap and how many warps a product has, in the middle of released clips."""
+    config = GPTConfig(latent_shape=(4, 32, 32))
+    gpt = GPT(config, torch.randn(config.codes, config.code_dim)).eval().cuda()
+    for batch in (1, 16, 64):
+
+        def measure(batch=batch):
+            decoder = Sampler(gpt, batch, seed=0).decoder
+            assert isinstance(decoder, GraphDecoder)
+            decoder.prefill(0)
+            decoder.position = CACHED // 2
+            decoder.begin(decoder.position)
+            decoder.draw(decoder.position, 1 + STEPS)
+            decoder.draw(decoder.position, STEPS)
+            return milliseconds_of(decoder.graphs[STEPS], REPEATS) / STEPS
+
+        for table, key, entries in (
+            (vars(step), "OVERLAP", [not step.OVERLAP]),
+            (vars(decode), "OVERLAP", [not decode.OVERLAP]),
+            (vars(step), "WARPS", [4, 6, 12]),
+        ):
+            yield f"batch {batch}, {key}", (table, key, entries, measure)
 
 
 if __name__ == "__main__":

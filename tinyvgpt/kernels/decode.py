@@ -50,7 +50,7 @@ class Tiles:
 # multiprocessors blocks are large, so that there are few results to merge.
 MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 3, 2, 4), 3: Tiles(4, 4, 1, 4)}
 FEW = {1: Tiles(4, 4, 4, 1), 2: Tiles(4, 4, 2, 1), 3: Tiles(8, 3, 1, 1)}
-OVERLAP = True  # whether the kernel may begin before the former one ends
+OVERLAP = False  # whether the kernel may begin before the former one ends
 CLUSTER = 16  # blocks that a cluster of compute capability 9.0 has at most
 
 

@@ -82,4 +82,5 @@ def _lists(blocks: Tensor) -> Tensor:
     count = seen.sum(-1)
     first = seen.int().argsort(dim=-1, descending=True, stable=True)  # a row's blocks, then others
     head = torch.stack([count - own, own], dim=-1)
-    return torch.cat([head, first[..., : int(count.max())]], dim=-1).int()
+    most = blocks.shape[-1] if blocks.is_meta else int(count.max())
+    return torch.cat([head, first[..., :most]], dim=-1).int()

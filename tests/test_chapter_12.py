@@ -1,4 +1,4 @@
-"""The book's kernels in Python do what the CUDA sources beside them do, in the same order."""
+"""Chapter 12's kernels in Python do what the CUDA sources beside them do, in the same order."""
 
 import math
 import shutil
