@@ -37,7 +37,9 @@ def build(causal=True, **fields):
     vqvae = VQVAE(replace(TOKENIZER, causal_time=causal))
     fields = {"action_dim": 4, "action_std": STD, **fields}
     config = GPTConfig.for_vqvae(vqvae.config, width=12, heads=2, layers=1, **fields)
-    return VideoGPT(vqvae, GPT(config, vqvae.codebook.codes))
+    gpt = GPT(config, vqvae.codebook.codes)
+    torch.nn.init.normal_(gpt.token_out.weight)
+    return VideoGPT(vqvae, gpt)
 
 
 @pytest.fixture(scope="module")
