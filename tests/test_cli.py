@@ -62,6 +62,8 @@ def test_sample(model, tmp_path):
     clip = video.read(out)
     assert len(clip) == TINY.frames
     assert clip.shape[1:3] == (66 * 3, 66 * 3)  # 2 × 2 cells of 32 pixels, 2 between them, × 3
+    assert run("sample", model, "--n", 1, "--out", out, "--length", 13, "--overlap", 4) == 0
+    assert len(video.read(out)) == 13
 
 
 def test_sample_continues_a_file(model, tmp_path):
@@ -88,6 +90,9 @@ def test_sample_continues_clips_by_their_actions(tmp_path):
     expected = video.grid(real, 3)
     assert clip.shape == expected.shape
     assert (clip[:4].float() - expected[:4].float()).abs().mean() < 8  # as given, but for the codec
+    options = ["--n", 2, "--frames", "robot-push", "--length", 20, "--overlap", 4, "--scale", 1]
+    assert run("sample", tmp_path / "arm", *options, "--out", tmp_path / "long.mp4") == 0
+    assert len(video.read(tmp_path / "long.mp4")) == 20
 
 
 def test_reconstruct(model, tmp_path, capsys):
@@ -283,6 +288,9 @@ def test_info_on_a_gpu(monkeypatch, capsys):
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),
         (["sample"], "required"),
+        (["sample", "moving-mnist", "--length", "32", "--overlap", "6"], "overlap is 6"),
+        (["sample", "robot-push", "--frames", "robot-push", "--length", "40"], "frames is 40"),
+        (["play", "moving-mnist"], "must be a terminal"),
         (["sample", "robot-push"], "steered by actions: --frames takes them from a dataset"),
         (["sample", "moving-mnist", "--frames", "robot-push"], "channels 3, the model needs 1"),
     ],

@@ -22,6 +22,8 @@ def test_python_runs(tmp_path, monkeypatch):
     assert (names["continued"][:, :8] == names["first"]).all()
     assert names["tokens"].shape == (1, 4, 16, 16)
     assert len(video.read("digits.mp4")) == 16
+    assert names["longer"].shape == (1, 24, 64, 64, 1)
+    assert names["frames"].shape == (1, 4, 64, 64, 3)
 
 
 def test_commands_exist():

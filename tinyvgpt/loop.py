@@ -263,21 +263,14 @@ def layouts_unremarked() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def memory_explained(config: TrainConfig) -> Iterator[None]:
-    """Context in which running out of memory says what to lower (ValueError)."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        kinds = torch.OutOfMemoryError, MemoryError
-        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
-            raise
-        clips = config.batch_size // distributed.world_size() // config.accumulate
-        raise ValueError(
-            f"out of memory with {clips} clips at a time: raise accumulate (now "
-            f"{config.accumulate}), so that a step takes its clips in smaller parts, set the "
-            f"model's checkpointing, or lower batch_size (now {config.batch_size})"
-        ) from error
+def memory_advice(config: TrainConfig) -> str:
+    """What to lower when memory runs out in training, for `memory_explained`."""
+    clips = config.batch_size // distributed.world_size() // config.accumulate
+    return (
+        f"with {clips} clips at a time: raise accumulate (now {config.accumulate}), so that a step "
+        "takes its clips in smaller parts, set the model's checkpointing, or lower batch_size "
+        f"(now {config.batch_size})"
+    )
 
 
 def fixed_clips(

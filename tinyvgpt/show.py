@@ -103,16 +103,24 @@ def show(
 
 def _mp4_and_poster(frames: np.ndarray, fps: float) -> tuple[bytes, bytes]:
     """The frames as an mp4 file's bytes, and the first of them as a PNG file's."""
-    av = import_av()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write(path, frames, fps)
-        video = path.read_bytes()
+        return path.read_bytes(), png(frames[0])
+
+
+def png(frame: np.ndarray) -> bytes:
+    """A frame, uint8 (H, W, 3), as a PNG file's bytes.
+
+    Raises:
+        ImportError: PyAV is not installed.
+    """
+    av = import_av()
     encoder = av.CodecContext.create("png", "w")
-    encoder.height, encoder.width = frames.shape[1:3]
+    encoder.height, encoder.width = frame.shape[:2]
     encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1)
-    packets = encoder.encode(av.VideoFrame.from_ndarray(frames[0], format="rgb24"))
-    return video, b"".join(bytes(packet) for packet in packets)
+    packets = encoder.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+    return b"".join(bytes(packet) for packet in packets)
 
 
 def _pillow_gif(frames: np.ndarray, fps: float) -> bytes:

@@ -20,7 +20,8 @@ from tinyvgpt.distributed import joined
 from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint, looks
 from tinyvgpt.estimate import step_flops
 from tinyvgpt.gpt import GPT
-from tinyvgpt.loop import Batch, Stage, fit, make_writable, memory_explained
+from tinyvgpt.loop import Batch, Stage, fit, make_writable, memory_advice
+from tinyvgpt.memory import memory_explained
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.videogpt import VideoGPT
 from tinyvgpt.vqvae import VQVAE
@@ -56,7 +57,7 @@ def train_vqvae(
         if isinstance(clips, Tokens | TokenFolder):
             raise ValueError("the data are tokens; a tokenizer is trained on clips")
 
-    with joined(config.torch_device()) as device, memory_explained(config):
+    with joined(config.torch_device()) as device, memory_explained(memory_advice(config)):
         return fit(vqvae_stage(vqvae, about_data(data)), data, config, out, validation, device)
 
 
@@ -118,7 +119,7 @@ def train_gpt(
     for clips in (data,) if validation is None else (data, validation):
         check_data(clips, model.vqvae)
         check_conditions(clips, model)
-    with joined(config.torch_device()) as device, memory_explained(config):
+    with joined(config.torch_device()) as device, memory_explained(memory_advice(config)):
         make_writable(Path(out))  # before anything is encoded
         model.vqvae.requires_grad_(False).eval().to(device)
         stage = gpt_stage(model, config, about_data(data))

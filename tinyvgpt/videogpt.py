@@ -19,9 +19,10 @@ from einops import repeat
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tinyvgpt import video
+from tinyvgpt import rollout, video
 from tinyvgpt.gpt import GPT, GPTConfig
-from tinyvgpt.sampling import SamplingRule, sample_tokens
+from tinyvgpt.memory import memory_explained
+from tinyvgpt.sampling import SamplingRule
 from tinyvgpt.store import build_config, load_weights, read_config, resolve, save_folder, weights_of
 from tinyvgpt.vqvae import VQVAE
 
@@ -78,6 +79,8 @@ class VideoGPT(nn.Module):
         top_p: float | None = None,
         guidance: float = 1.0,
         seed: int | None = None,
+        length: int | None = None,
+        overlap: int | None = None,
         batch_size: int = 16,
         progress: bool = False,
     ) -> Tensor:
@@ -94,58 +97,106 @@ class VideoGPT(nn.Module):
                 with a `causal_time` tokenizer takes any whole number of latent frames, kept as a
                 token prefix.
             labels: index or name of a class, or one for each clip.
-            actions: float (B, T, A), or (T, A) for all clips.
+            actions: float (B, length, A), or (length, A) for all clips.
             temperature: see `SamplingRule`, as for the next three.
             top_k: keeps the likeliest k tokens.
             top_p: keeps the likeliest tokens that together reach this probability.
             guidance: 1 is off.
             seed: of the random draws; by default a new one every time. The same seed gives the same
                 clips on the same kind of machine.
+            length: frames of a clip, by default as many as the model was trained on (T). Longer
+                clips take a frame encoder or a `causal_time` tokenizer: they are drawn in windows
+                of T frames that begin with the last frames of what there is.
+            overlap: how many frames that is. A whole number of latent frames, by default half a
+                window; with a frame encoder its `cond_frames`.
             batch_size: clips decoded together.
             progress: shows a progress bar on the error stream.
 
         Returns:
-            uint8 (n, T, H, W, C).
+            uint8 (n, length, H, W, C).
 
         Raises:
-            ValueError: for conditions that the model can't use, or of another shape or range.
+            ValueError: for conditions that the model can't use, or of another shape or range; for
+                a length or overlap that it can't do; for more clips at a time than memory holds.
         """
         rule = SamplingRule(temperature, top_k, top_p, guidance)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-        frames = _batched("frames", frames, 5, "(B, n, H, W, C) or (n, H, W, C)")
-        actions = _batched("actions", actions, 3, "(B, T, A) or (T, A)")
-        actions = None if actions is None else actions.float()
-        label = self.label_indices(labels)
-        n = self._batch(n, frames=frames, labels=label, actions=actions)
-        expand = lambda x: x if x is None or len(x) == n else repeat(x, "1 ... -> n ...", n=n)  # noqa: E731
-        frames, label, actions = expand(frames), expand(label), expand(actions)
-        seed = secrets.randbits(63) if seed is None else seed
-        with evaluating(self), torch.no_grad():
-            x = None if frames is None else video.to_model(frames).to(self.device)
-            encoder_frames, prefix = self._given(x)
-            drawn = self.gpt.config.tokens - (0 if prefix is None else prefix.shape[1])
-            parts = []
-            with tqdm(total=drawn * -(-n // batch_size), unit="token", disable=not progress) as bar:
-                for start in range(0, n, batch_size):
-                    part = slice(start, start + batch_size)
-                    tokens = sample_tokens(
-                        self.gpt,
-                        min(batch_size, n - start),
-                        seed=seed,
-                        rule=rule,
-                        first_clip=start,
-                        progress=bar,
-                        prefix=_part(prefix, part),
-                        frames=_part(encoder_frames, part),
-                        labels=_part(label, part, self.device),
-                        actions=_part(actions, part, self.device),
-                    )
-                    parts.append(video.to_uint8(self.vqvae.decode(tokens)).cpu())
-        clips = torch.cat(parts)
-        if frames is not None:
-            clips[:, : frames.shape[1]] = frames
-        return clips
+        if callable(actions):
+            raise ValueError("actions must be numbers here; model.stream asks a function for them")
+        length = self.vqvae.config.frames if length is None else length
+        request = self._request(n, frames, labels, actions, rule, seed, length, overlap)
+        parts = list(request.parts(batch_size))
+        drawn = rollout.tokens_to_draw(self.vqvae.config, request) * len(parts)
+        clips = []
+        with (
+            evaluating(self),
+            tqdm(total=drawn, unit="token", disable=not progress) as bar,
+            memory_explained(f"with {parts[0].n} clips at a time: lower batch_size"),
+        ):
+            for part in parts:
+                pieces = list(rollout.roll(self.vqvae, self.gpt, part, progress=bar))
+                clips.append(torch.cat(pieces, dim=1).cpu())
+        return torch.cat(clips)
+
+    def stream(
+        self,
+        n: int | None = None,
+        *,
+        frames: Tensor | None = None,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
+        actions: Tensor | rollout.ActionSource | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int | None = None,
+        length: int | None = None,
+        overlap: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Generates clips that are handed out as they are drawn, for a `causal_time` tokenizer.
+
+        With the same seed they have the frames that `sample` gives, drawn as one batch.
+
+        Args:
+            n: as `sample`, as for what is not listed here.
+            frames: as `sample`.
+            labels: as `sample`.
+            actions: as `sample`, or a function. It is asked before each latent frame, with the
+                number of its first frame in the clip, for what leads to its frames: (A,) for all of
+                them, (f, A) or (n, f, A). For given frames, too. What would lead to frame 0 is not
+                looked at.
+            temperature: as `sample`.
+            top_k: as `sample`.
+            top_p: as `sample`.
+            guidance: as `sample`.
+            seed: as `sample`.
+            length: frames of a clip; by default as many as there are actions, or endless.
+            overlap: as `sample`.
+
+        Yields:
+            uint8 (n, f, H, W, C): first the given frames, then the frames of each latent frame (f
+            of them; fewer where `length` ends) as soon as they are final.
+
+        Raises:
+            ValueError: as `sample`; or if the tokenizer isn't `causal_time`.
+        """
+        config, cond = self.vqvae.config, self.gpt.config.cond_frames
+        if not config.causal_time:
+            raise ValueError(
+                "the model can't be streamed: its tokenizer isn't causal_time, so that frames are "
+                "final only when all of the window's tokens are drawn"
+            )
+        if cond % config.downsample[0]:
+            raise ValueError(
+                f"the model can't be streamed: its frame encoder takes {cond} frames, which isn't "
+                f"a multiple of {config.downsample[0]} (a latent frame)"
+            )
+        rule = SamplingRule(temperature, top_k, top_p, guidance)
+        if length is None and actions is not None and not callable(actions):
+            actions = torch.as_tensor(actions)
+            length = actions.shape[-2] if actions.ndim > 1 else None
+        return self._stream(self._request(n, frames, labels, actions, rule, seed, length, overlap))
 
     def reconstruct(self, clips: Tensor, batch_size: int = 16) -> Tensor:
         """Encodes clips to tokens and decodes them again; uint8 (B, T, H, W, C) in and out.
@@ -246,37 +297,55 @@ class VideoGPT(nn.Module):
                 )
         return n
 
-    def _given(self, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """First frames (B, C, n, H, W) as (frame encoder's input, token prefix (B, tokens))."""
-        if x is None:
-            return None, None
-        gpt, vqvae = self.gpt.config, self.vqvae.config
-        count, factor = x.shape[2], vqvae.downsample[0]
-        if (
-            x.shape[1] != vqvae.channels
-            or x.shape[3:] != (vqvae.resolution,) * 2
-            or count > vqvae.frames
-        ):
-            raise ValueError(
-                f"frames have {count} × {x.shape[3]} × {x.shape[4]} × {x.shape[1]} (n, H, W, C), "
-                f"the model needs at most {vqvae.frames} × {vqvae.resolution} × {vqvae.resolution} "
-                f"× {vqvae.channels}"
-            )
-        if not gpt.cond_frames and not vqvae.causal_time:
-            raise ValueError(
-                "the model can't continue frames: it has no frame encoder "
-                "and its tokenizer isn't causal_time"
-            )
-        if gpt.cond_frames and count != gpt.cond_frames:
-            raise ValueError(
-                f"{count} first frames are given, the model's frame encoder takes {gpt.cond_frames}"
-            )
-        if not gpt.cond_frames and count % factor:
-            raise ValueError(
-                f"{count} first frames are given, the tokenizer needs a multiple of {factor}"
-            )
-        whole = vqvae.causal_time and count % factor == 0
-        return x if gpt.cond_frames else None, self.vqvae.encode(x).flatten(1) if whole else None
+    def _request(
+        self,
+        n: int | None,
+        frames: Tensor | None,
+        labels: int | str | Sequence[int | str] | Tensor | None,
+        actions: Tensor | rollout.ActionSource | None,
+        rule: SamplingRule,
+        seed: int | None,
+        length: int | None,
+        overlap: int | None,
+    ) -> rollout.Request:
+        """What is asked for, checked, with a row of each condition for each clip."""
+        vqvae, gpt = self.vqvae.config, self.gpt.config
+        frames = _batched("frames", frames, 5, "(B, n, H, W, C) or (n, H, W, C)")
+        if not callable(actions):
+            actions = _batched("actions", actions, 3, "(B, T, A) or (T, A)")
+            actions = None if actions is None else actions.float()
+        label = self.label_indices(labels)
+        table = None if callable(actions) else actions
+        n = self._batch(n, frames=frames, labels=label, actions=table)
+        actions = actions if callable(actions) else _rows(actions, n)
+        if frames is not None:
+            rollout.check_frames(vqvae, gpt, frames)
+        given = 0 if frames is None else frames.shape[1]
+        length = None if length is None else rollout.check_length(length, given)
+        rollout.check_actions(gpt, actions, vqvae.frames if length is None else length)
+        longer = length is None or length > vqvae.frames
+        common = rollout.check_overlap(vqvae, gpt, overlap) if longer or overlap is not None else 0
+        return rollout.Request(
+            n,
+            rule,
+            secrets.randbits(63) if seed is None else seed,
+            length,
+            common,
+            _rows(frames, n),
+            _rows(label, n),
+            actions,
+        )
+
+    def _stream(self, request: rollout.Request) -> Iterator[Tensor]:
+        """Frames as they become final; between them the model is as the caller has it."""
+        pieces = rollout.roll(self.vqvae, self.gpt, request, each=True)
+        while True:
+            with evaluating(self), memory_explained(f"with {request.n} clips: lower n"):
+                piece = next(pieces, None)
+                if piece is None:
+                    return
+                piece = piece.cpu()
+            yield piece
 
 
 @contextmanager
@@ -301,6 +370,6 @@ def _batched(name: str, x: Tensor | None, ndim: int, shapes: str) -> Tensor | No
     return x if x.ndim == ndim else x[None]
 
 
-def _part(x: Tensor | None, part: slice, device: torch.device | None = None) -> Tensor | None:
-    """A slice of a batch, on `device`; None stays None."""
-    return None if x is None else x[part].to(device)
+def _rows(x: Tensor | None, n: int) -> Tensor | None:
+    """A condition for each of n clips, given for one or for all of them."""
+    return x if x is None or len(x) == n else repeat(x, "1 ... -> n ...", n=n)

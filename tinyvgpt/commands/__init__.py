@@ -8,6 +8,7 @@ from typing import Protocol
 from tinyvgpt.commands.about import Info, Look
 from tinyvgpt.commands.bench import Bench
 from tinyvgpt.commands.models import Convert, Encode, Reconstruct, Sample
+from tinyvgpt.commands.play import Play
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Command]] = {
     "encode": Encode,
     "sample": Sample,
     "reconstruct": Reconstruct,
+    "play": Play,
     "convert": Convert,
     "bench": Bench,
     "info": Info,

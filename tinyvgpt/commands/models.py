@@ -34,6 +34,12 @@ class Sample:
     """How many frames to take of them; by default what the model conditions on, or half a clip."""
     sample_fps: float | None = None
     """Frames a second to take of it; by default every frame."""
+    length: int | None = None
+    """Frames of a clip, by default as many as the model was trained on; longer clips go on from
+    their own end."""
+    overlap: int | None = None
+    """Of a clip longer than that: how many frames to go on from; by default half of those the model
+    was trained on."""
     temperature: float = 1.0
     """Logits are divided by it; 0 always takes the likeliest token."""
     top_k: int | None = None
@@ -72,6 +78,8 @@ class Sample:
             top_p=self.top_p,
             guidance=self.guidance,
             seed=self.seed,
+            length=self.length,
+            overlap=self.overlap,
             progress=True,
         )
         video.write(self.out, video.grid(clips, self.columns), fps=self.fps, scale=self.scale)
@@ -88,10 +96,13 @@ class Sample:
         if Path(source).suffix.lower() in SUFFIXES:
             return {"frames": read_clip(Path(source), count, config, self.sample_fps)}
         check_count(self.n)
-        data = ClipOptions(sample_fps=self.sample_fps).open_for(config, source, "test")
+        options = ClipOptions(sample_fps=self.sample_fps)
+        data = options.open_for(config, source, "test")
         check_data(data, model.vqvae)
         if isinstance(data, TokenFolder):
             raise ValueError(f"{source} holds tokens, clips are needed")
+        if model.gpt.config.action_dim and self.length:  # actions for every frame
+            data = options.open(source, "test", self.length, config.resolution)
         batch = data.batch(range(min(self.n, len(data))))
         given = {"frames": batch["video"][:, :count]}
         if model.gpt.config.action_dim and "action" in batch:
