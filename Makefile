@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := book,test,data,train,dev,nvrtc
+EXTRAS := book,test,data,train,evaluate,dev,nvrtc
 
 # Chapters are executed by the kernel of .venv, never by one that the user registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH = 1

@@ -19,7 +19,7 @@ from tinyvgpt.data.tokens import TokenFolder, Tokens
 from tinyvgpt.distributed import joined
 from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint, looks
 from tinyvgpt.estimate import step_flops
-from tinyvgpt.gpt import GPT
+from tinyvgpt.gpt import GPT, GPTConfig
 from tinyvgpt.loop import Batch, Stage, fit, make_writable, memory_advice
 from tinyvgpt.memory import memory_explained
 from tinyvgpt.settings import TrainConfig
@@ -135,21 +135,11 @@ def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
     """The second stage, on what `about_data` says of the data."""
     gpt_config = model.gpt.config
 
-    def conditions(batch: Batch) -> dict[str, Tensor]:
-        given = {}
-        if gpt_config.classes:
-            given["labels"] = batch["label"]
-        if gpt_config.cond_frames:
-            given["frames"] = video.to_model(batch["video"][:, : gpt_config.cond_frames])
-        if gpt_config.action_dim:
-            given["actions"] = batch["action"]
-        return given
-
     def prepare(batch: Batch) -> Batch:
         return batch if "tokens" in batch else {**batch, "tokens": encode(model.vqvae, batch)}
 
     def loss(gpt: GPT, batch: Batch) -> dict[str, Tensor]:
-        nats = gpt.loss(batch["tokens"], **conditions(batch))
+        nats = gpt.loss(batch["tokens"], **conditions(gpt_config, batch))
         return {"loss": nats, "bits_per_token": nats.detach() / math.log(2)}
 
     def preview(gpt: GPT, batch: Batch) -> Tensor:
@@ -175,6 +165,18 @@ def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
         save=save,
         prepare=prepare,
     )
+
+
+def conditions(config: GPTConfig, batch: Batch) -> dict[str, Tensor]:
+    """What of a batch a GPT is told besides tokens, as `GPT.forward` takes it."""
+    given = {}
+    if config.classes:
+        given["labels"] = batch["label"]
+    if config.cond_frames:
+        given["frames"] = video.to_model(batch["video"][:, : config.cond_frames])
+    if config.action_dim:
+        given["actions"] = batch["action"]
+    return given
 
 
 def about_data(data: Dataset) -> str:
