@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tinyvgpt.commands.about import Info, Look
 from tinyvgpt.commands.bench import Bench
+from tinyvgpt.commands.evaluate import Evaluate
 from tinyvgpt.commands.models import Convert, Encode, Reconstruct, Sample
 from tinyvgpt.commands.play import Play
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type[Command]] = {
     "encode": Encode,
     "sample": Sample,
     "reconstruct": Reconstruct,
+    "evaluate": Evaluate,
     "play": Play,
     "convert": Convert,
     "bench": Bench,

@@ -1,0 +1,176 @@
+"""`tinyvgpt evaluate` as a user types it: a table, a record, one line for a mistake."""
+
+import json
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvgpt import (
+    GPT,
+    VQVAE,
+    GPTConfig,
+    VideoGPT,
+    VQVAEConfig,
+    cli,
+    evaluate,
+    frechet,
+    open_dataset,
+)
+from tinyvgpt.encode import encode_folder
+from tinyvgpt.features import I3DFeatures
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+TINY = VQVAEConfig(
+    channels=1, frames=16, resolution=32, downsample=(4, 8, 8), hidden=8, res_blocks=1, codes=8,
+    code_dim=4, axial=False, causal_time=True,
+)  # fmt: skip
+
+
+class Corners(nn.Module):
+    """In I3D's place: 400 pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool3d(x[:, :1], (16, 5, 5)).flatten(1)
+
+
+def save_model(folder, **fields):
+    torch.manual_seed(0)
+    vqvae = VQVAE(TINY)
+    config = GPTConfig.for_vqvae(TINY, width=12, heads=2, layers=1, **fields)
+    names = open_dataset("moving-mnist").label_names if fields.get("classes") else None
+    VideoGPT(vqvae, GPT(config, vqvae.codebook.codes), names).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), classes=55)
+
+
+@pytest.fixture
+def i3d(tmp_path, monkeypatch):
+    """A file in place of I3D's, distances from 6 clips on, and short work of intervals."""
+    monkeypatch.setattr(I3DFeatures, "least", 6)
+    monkeypatch.setattr(frechet, "DISTANCE_RESAMPLES", 5)
+    torch.jit.script(Corners()).save(tmp_path / "i3d.pt")
+    return tmp_path / "i3d.pt"
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def test_table_and_record(model, tmp_path, capsys):
+    out = tmp_path / "new" / "figures.json"
+    options = ["--data", "moving-mnist", "--clips", 5, "--seed", 3, "--device", "cpu"]
+    assert run("evaluate", model, *options, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert f"{model} on 5 clips of moving-mnist test, told their labels" in printed
+    assert "95 % interval" in printed
+    assert re.search(r"^bits a token +3\.000   3\.000 … 3\.000$", printed, flags=re.MULTILINE)
+    assert printed.endswith(f"record in {out}\n")
+    found = json.loads(out.read_text())
+    assert (found["clips"], found["split_clips"], found["seed"]) == (5, 10_000, 3)
+    assert found["told"] == ["labels"]
+    assert {"date", "python", "torch", "tinyvgpt", "torchmetrics", "device"} <= found.keys()
+    expected = "--data moving-mnist --split test --clips 5 --seed 3"
+    assert found["command"] == f"tinyvgpt evaluate {model} {expected}"
+    assert "distances" not in found
+    loaded = VideoGPT.from_pretrained(model)
+    data = open_dataset("moving-mnist", "test", frames=16, resolution=32)
+    for group, figures in evaluate.evaluate(loaded, data, 5, seed=3).items():
+        for name, (value, *interval) in figures.items():
+            assert found[group][name] == {"value": value, "interval": interval}
+
+
+def test_distances(model, i3d, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    options = ["--data", "moving-mnist", "--clips", 6, "--i3d", i3d, "--given", 4, "--out", out]
+    assert run("evaluate", model, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[-5:-1]] == [
+        "FVD",
+        "R-FVD",
+        "FVD*",
+        "real from real",
+    ]
+    found = json.loads(out.read_text())
+    assert found["distances"].keys() == {"FVD", "R-FVD", "FVD*", "real from real"}
+    assert found["distances_between"] == {
+        "FVD": ["samples", "real"],
+        "R-FVD": ["reconstructions", "real"],
+        "FVD*": ["samples", "reconstructions"],
+        "real from real": "6 clips and 6 others",
+    }
+    assert (found["features"]["size"], found["features"]["frames"]) == (400, 16)
+    assert found["features"]["resizing"].startswith("224 × 224")
+    assert found["features"]["clips_of_published_figures"] == 256
+    assert found["first_frames_given"] == 4
+    assert f"--i3d {i3d} --given 4" in found["command"]
+    assert run("evaluate", model, *options, "--given", 8) == 0
+    other = json.loads(out.read_text())["distances"]
+    assert other["FVD"] != found["distances"]["FVD"]
+    assert other["R-FVD"] == found["distances"]["R-FVD"]
+
+
+def test_halves_are_named(tmp_path, i3d):
+    films = tmp_path / "robots.json"
+    vqvae = VQVAE(VQVAEConfig(**{**TINY.__dict__, "channels": 3}))
+    config = GPTConfig.for_vqvae(vqvae.config, width=12, heads=2, layers=1, action_dim=4)
+    VideoGPT(vqvae, GPT(config, vqvae.codebook.codes)).save(tmp_path / "arm")
+    options = ["--data", "robot-push", "--clips", 999, "--i3d", i3d, "--out", films]
+    assert run("evaluate", tmp_path / "arm", *options) == 0
+    found = json.loads(films.read_text())
+    assert found["clips"] == found["split_clips"] == 32
+    assert found["told"] == ["actions"]
+    assert found["distances_between"]["real from real"] == "halves of 32 clips"
+
+
+def test_a_shipped_model_brings_its_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", "robot-push", "--clips", 2) == 0
+    assert "robot-push on 2 clips of robot-push test, told their actions" in capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert 0.8 < found["likelihood"]["bits_per_token"]["value"] < 2  # its card: 1.31
+    assert 27 < found["reconstruction"]["psnr"]["value"] < 33  # its card: 29.95
+
+
+def test_mistakes(model, i3d, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = open_dataset("moving-mnist", "test", frames=16, resolution=32)
+    encode_folder(VideoGPT.from_pretrained(model).vqvae, data, tmp_path / "tokens/test", clips=4)
+    (tmp_path / "text.pt").write_text("no network")
+    of = ["--data", "moving-mnist"]
+    short = save_model(tmp_path / "unlabelled")
+    capsys.readouterr()
+    for words, said in (
+        ([model], "give --data, the clips to measure the model on"),
+        (["nowhere"], "no model 'nowhere'"),
+        ([model, "--data", "robot-push"], "the data has channels 3, the model needs 1"),
+        ([model, "--data", "tokens"], "the data are tokens, clips are needed"),
+        ([model, *of, "--clips", "1"], "clips is 1, of 10000; an interval needs at least 2"),
+        ([model, *of, "--out", "record.txt"], "--out is record.txt, its name must end in .json"),
+        ([model, *of, "--split", "tset"], "tset"),
+        ([model, *of, "--i3d", "gone.pt"], "there is no I3D file gone.pt"),
+        ([model, *of, "--i3d", "text.pt"], "text.pt is no I3D"),
+        ([model, *of, "--clips", "5", "--i3d", i3d], "5 clips are too few for a distance"),
+        ([short, *of, "--clips", "6", "--given", "3"], "given is 3, must be a multiple of 4"),
+    ):
+        assert run("evaluate", *words) == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith("tinyvgpt: ")
+        assert error.count("\n") == 1, error
+        assert said in error
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_too_short_for_the_video_distance(tmp_path, i3d, capsys):
+    vqvae = VQVAE(VQVAEConfig(**{**TINY.__dict__, "frames": 8}))
+    config = GPTConfig.for_vqvae(vqvae.config, width=12, heads=2, layers=1)
+    VideoGPT(vqvae, GPT(config, vqvae.codebook.codes)).save(tmp_path / "short")
+    options = ["--data", "moving-mnist", "--clips", 6, "--i3d", i3d]
+    assert run("evaluate", tmp_path / "short", *options) == 2
+    assert "clips have 8 frames, the video distance takes 16" in capsys.readouterr().err
