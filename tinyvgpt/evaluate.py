@@ -138,8 +138,11 @@ def ssim(clips: Tensor, others: Tensor) -> Tensor:
             "SSIM needs torchmetrics, which is not installed: pip install torchmetrics"
         ) from error
     _check_alike(clips, others)
-    images = [rearrange(x, "b t h w c -> (b t) c h w").float() / 255 for x in (clips, others)]
-    each = structural_similarity_index_measure(*images, data_range=1.0, reduction="none")
+    images, targets = (
+        rearrange(x, "b t h w c -> (b t) c h w").float() / 255 for x in (clips, others)
+    )
+    each = structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
+    assert isinstance(each, Tensor)  # a pair only where its gradient is asked for, too
     return each.view(len(clips), -1).mean(1)
 
 
