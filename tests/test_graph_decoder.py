@@ -35,11 +35,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def on_cpu(folder, monkeypatch):
     """Kernels are run on the CPU, attention by its reference; new tensors start as NaN."""
-    sources = {name: (build.HERE / name).read_text() for name in ("product.cu", "draw.cu")}
-
-    def emulate(file, name, grid, threads, shared_bytes, device, *args, overlap):
-        cuda_on_cpu.launch(sources[file], name, folder, grid, (threads,), shared_bytes, *args)
-
+    emulate = cuda_on_cpu.in_place_of_launch(folder, "product.cu", "draw.cu")
     monkeypatch.setattr(build, "launch", emulate)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)

@@ -1,5 +1,7 @@
 """Driving a model: its clip goes on for ever, to where the last key says.
 
+Chapter 17 plays with it.
+
 Shapes: n given frames · f frames of a latent frame · H W C pixels · A action dim.
 """
 

@@ -1,7 +1,7 @@
 """Networks whose features tell how alike two sets of clips are, behind one interface.
 
 `Features` is what a Fréchet distance asks of a network; `I3DFeatures` is the one of the Fréchet
-video distance (Unterthiner et al. 2018), from a file that you have.
+video distance (Unterthiner et al. 2018), from a file that you have. Chapter 18 uses them.
 
 Shapes: B clips · T frames · H W pixels · C channels · D features (size).
 """

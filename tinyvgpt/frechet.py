@@ -6,7 +6,7 @@ and covariances of two sets of features; with I3D's features it is the Fréchet 
 1979): the figure again and again, each time of as many clips drawn from the set with replacement.
 
 A distance between finite sets is too large: two sets of real clips don't have 0. So what two such
-sets have belongs beside every distance.
+sets have belongs beside every distance. Chapter 18 uses them.
 
 Shapes: n clips · D features.
 """

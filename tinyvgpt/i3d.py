@@ -3,7 +3,7 @@
 Inception-v1 with its convolutions inflated to three dimensions (Carreira & Zisserman 2017,
 fig. 3), trained on Kinetics-400. Layers are called as in the port of its weights to PyTorch
 ("pytorch-i3d", "i3d_pretrained_400"), so such a state dict fits as it is. No weights are in this
-package.
+package. Chapter 18 uses it.
 
 Shapes: B clips · C channels · T H W frames and pixels.
 """

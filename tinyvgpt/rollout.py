@@ -3,7 +3,7 @@
 A GPT knows clips of T frames. A longer clip is drawn in windows of T frames: each begins with the
 last frames of what there is, `overlap` of them, and goes on from there. A `causal_time` tokenizer
 encodes these frames anew, as the first latent frames of the window; a frame encoder looks at them.
-Frames that were once produced stay as they are.
+Frames that were once produced stay as they are. Chapter 15 builds this file.
 
 Shapes: B batch · T frames of a window · f frames of a latent frame · t h w latent grid ·
 H W C pixels · A action dim.

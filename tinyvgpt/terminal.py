@@ -1,6 +1,6 @@
 """A terminal as a screen with keys: pictures as coloured half blocks, arrow keys as they come.
 
-What it changes in a terminal is put back, whatever happens. For Linux and macOS.
+What it changes in a terminal is put back, whatever happens. For Linux and macOS. Chapter 17.
 
 Shapes: H W pixels · C channels.
 """

@@ -1,5 +1,7 @@
 """Driving a model in a notebook, by buttons. It takes a live kernel and ipywidgets.
 
+Chapter 17 plays with it.
+
 Shapes: f frames of a latent frame · H W C pixels.
 """
 
