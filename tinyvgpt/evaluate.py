@@ -5,7 +5,8 @@ Bits a pixel-channel are the same bits over T·H·W·C; they leave out what the 
 are no likelihood of pixels. Reconstruction compares clips that were encoded and decoded with what
 they were: PSNR, of the squared error's mean over all clips, and SSIM (Wang et al. 2004), a mean
 over frames. Distances are between sets of clips (`frechet`): R-FVD is that of reconstructions, FVD
-that of samples, both from real clips; FVD* that of samples from reconstructions (Yan et al. 2021). Chapter 18 reads them.
+that of samples, both from real clips; FVD* that of samples from reconstructions (Yan et al. 2021).
+Chapter 18 reads them.
 
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · N tokens.
 """
