@@ -166,17 +166,17 @@ def test_frequencies(rule):
     assert (chi2 / free) ** (1 / 3) < 1 - spread + 3.72 * spread**0.5
 
 
-def test_a_model_samples_alike_with_and_without_kernels():
-    """Greedily, from a model whose likeliest tokens are far ahead."""
+def test_greedy_clips_take_the_likeliest_tokens():
+    """Each token's logit is the plain forward pass's highest, or as near as bfloat16 can tell."""
     vqvae = VQVAE(VQVAEConfig(downsample=(4, 4, 4), hidden=32, res_blocks=1, codes=64, code_dim=16))
     torch.manual_seed(0)
     gpt = GPT(GPTConfig.for_vqvae(vqvae.config, width=48, heads=3, layers=2), vqvae.codebook.codes)
     torch.nn.init.normal_(gpt.token_out.weight, std=3.0)
     model = VideoGPT(vqvae, gpt).eval().cuda()
-    rule = SamplingRule(temperature=0)
-    found = sample_tokens(model.gpt, 2, seed=0, rule=rule).flatten(1)
-    with attention.use("torch"):
-        wanted = sample_tokens(model.gpt, 2, seed=0, rule=rule).flatten(1)
-    same = (found == wanted).long().cumprod(-1).sum(-1)
-    assert same.min() > 20
+    tokens = sample_tokens(model.gpt, 2, seed=0, rule=SamplingRule(temperature=0))
+    with torch.no_grad(), attention.use("torch"):
+        logits = model.gpt(tokens)
+    behind = logits.amax(-1) - logits.gather(-1, tokens[..., None])[..., 0]
+    assert behind.max() < 0.1 * logits.std()
+    assert (behind == 0).float().mean() > 0.9
     assert model.sample(2, seed=0).equal(model.sample(2, seed=0))

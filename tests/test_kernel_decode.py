@@ -386,7 +386,7 @@ def test_compiles(arch):
     text = build.source("decode.cu")
     cases = [(decode.MANY, 1), (decode.FEW, 1)]
     if arch == "sm_90a":
-        cases.append((decode.FEW, decode.CLUSTER))
+        cases.append((decode.CLUSTERED, decode.CLUSTER))
     for shipped, cluster in cases:
         for d, dv in TUNED:
             tiles = shipped[decode.chunks(d)]

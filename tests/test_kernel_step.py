@@ -47,8 +47,10 @@ def norms(width, rows=None):
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 33, 70])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_products(on_cpu, rows, dtype):
+@pytest.mark.parametrize("columns", [8, 16])
+def test_products(on_cpu, monkeypatch, rows, dtype, columns):
     width, outputs = 72, 21
+    monkeypatch.setattr(step, "MANY", 0 if columns == 16 else 100)
     weight, bias = torch.randn(outputs, width).to(dtype), torch.randn(outputs)
     wide = torch.randn(rows, width + 8)[:, :width]  # rows that lie apart
     x = wide.to(dtype) if rows != 5 else wide.to(dtype).repeat(1, 2)[:, :width]
@@ -172,8 +174,14 @@ def test_too_many_codes(on_cpu):
 def test_compiles(arch):
     pytest.importorskip("cuda.core")
     pytest.importorskip("cuda.bindings.nvrtc")
-    products = [(576, 1, 1, NARROW), (2304, 1, 0, ADD), (2304, 4, 0, ADD), (576, 1, 1, WIDE)]
-    names = [("product.cu", f"product<bf16, {k}, {m}, 8, {n}, {o}>") for k, m, n, o in products]
+    products = [
+        (576, 1, 2, 1, NARROW), (576, 1, 2, 1, GELU), (2304, 1, 1, 0, ADD), (2304, 4, 1, 0, ADD),
+        (576, 2, 2, 0, GELU), (576, 4, 2, 0, GELU), (576, 1, 2, 1, WIDE),
+    ]  # fmt: skip
+    names = [
+        ("product.cu", f"product<bf16, {k}, {m}, {c}, {step.evenly(k, step.WARPS[m])}, {n}, {o}>")
+        for k, m, c, n, o in products
+    ]
     names += [("product.cu", "norm<bf16, 576>"), ("draw.cu", "draw<256, 8>")]
     for file, name in names:
         log = io.StringIO()

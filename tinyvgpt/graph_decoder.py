@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tinyvgpt.sampling import SamplingRule
 
 DTYPE = torch.bfloat16
-STEPS = 16  # in a graph
+STEPS = 4  # in a graph; more save little, and capturing takes 5 ms a step
 capturing = Lock()  # a thread at a time
 
 
@@ -59,6 +59,7 @@ class Memory:
     out: Linear
     k: Tensor
     v: Tensor
+    lengths: Tensor  # int32 (R,), M
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class GraphDecoder:
         weight = cross.out.weight.unflatten(1, (cross.heads, -1))  # (D, nh, dv)
         out = Linear(F.pad(weight, (0, spare)).flatten(1).to(DTYPE), linear(cross.out).bias)
         k, v = k.to(DTYPE).contiguous(), F.pad(v, (0, spare)).to(DTYPE).contiguous()
-        return Memory(self.norm_of(block.norm_cross), linear(cross.q), out, k, v)
+        lengths = torch.full((len(k),), k.shape[2], dtype=torch.int32, device=k.device)
+        return Memory(self.norm_of(block.norm_cross), linear(cross.q), out, k, v, lengths)
 
     def steer(self, actions: Tensor) -> None:
         """Changes the actions (R, T, A), for positions that are not decoded yet."""
@@ -201,7 +203,9 @@ class GraphDecoder:
         heads = self.gpt.config.heads
         q, k, v = (part.unflatten(-1, (heads, -1)) for part in self.qkv.chunk(3, dim=-1))
         cache = layer.cache
-        y = kernels.decode_attention(q, cache.k, cache.v, self.lengths, self.layout, new=(k, v))
+        y = kernels.decode_attention(
+            q, cache.k, cache.v, self.lengths, self.layout, new=(k, v), overlap=True
+        )
         product(y.flatten(1), layer.out.weight, self.x, ADD, bias=layer.out.bias)
 
     def look_at(self, memory: Memory) -> None:
@@ -209,8 +213,7 @@ class GraphDecoder:
         q = torch.empty(self.x.shape, dtype=DTYPE, device=self.x.device)
         product(self.x, memory.q.weight, q, NARROW, norm=memory.norm)
         q = q.unflatten(-1, (self.gpt.config.heads, -1))
-        lengths = torch.full_like(self.lengths, memory.k.shape[2])
-        y = kernels.decode_attention(q, memory.k, memory.v, lengths)
+        y = kernels.decode_attention(q, memory.k, memory.v, memory.lengths, overlap=True)
         product(y.flatten(1), memory.out.weight, self.x, ADD, bias=memory.out.bias)
 
     def draw(self, position: int, count: int, progress: tqdm | None = None) -> None:

@@ -9,6 +9,7 @@ Shapes: B batch · nh heads · S tokens · d head dim · T H W frames, rows, col
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -70,23 +71,34 @@ def kernels(*, repeats: int = 20) -> dict[str, Any]:
     Returns:
         Lists of rows by kernel, and the device's rates.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        first = {when: in_fresh_process(partial(first_calls, folder)) for when in ("new", "kept")}
-    steps = training_steps()
     torch.manual_seed(0)
     with torch.cuda.stream(torch.cuda.Stream()):  # graphs are captured from it
         copy = rate_of_copies(repeats)
-        return {
-            "copy, TB/s": round(copy, 3),
-            "bfloat16 product of 8192, TFLOP/s": round(rate_of_products(repeats), 1),
-            "flash": [flash(*shape, repeats=repeats) for shape in FLASH],
-            "axial": [row for shape in AXIAL for row in axial(shape, copy, repeats)],
-            "decode": [decode(*shape, repeats=repeats) for shape in DECODE],
-            "strided": [strided(shape, repeats) for shape in STRIDED],
-            "ladder, TFLOP/s": {f"{b} clips": rungs(b) for b in LADDER},
-            "training steps": steps,
-            "seconds of a first call, compiled anew or kept from before": first,
-        }
+    parts: dict[str, Call] = {
+        "copy, TB/s": lambda: round(copy, 3),
+        "bfloat16 product of 8192, TFLOP/s": lambda: round(rate_of_products(repeats), 1),
+        "flash": lambda: [flash(*shape, repeats=repeats) for shape in FLASH],
+        "axial": lambda: [row for shape in AXIAL for row in axial(shape, copy, repeats)],
+        "decode": lambda: [decode(*shape, repeats=repeats) for shape in DECODE],
+        "strided": lambda: [strided(shape, repeats) for shape in STRIDED],
+        "ladder, TFLOP/s": lambda: {f"{b} clips": rungs(b) for b in LADDER},
+        "seconds of a first call, compiled anew or kept from before": both_first_calls,
+        "training steps": training_steps,
+    }
+    found = {}
+    for name, part in parts.items():
+        start = time.perf_counter()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[name] = part()
+        print(f"{name}: took {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def both_first_calls() -> dict[str, dict[str, float]]:
+    """Seconds of each kernel's first call, with an empty cache and with what that left."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = partial(first_calls, folder)
+        return {when: in_fresh_process(job) for when in ("new", "kept")}
 
 
 def first_calls(folder: str) -> dict[str, float]:

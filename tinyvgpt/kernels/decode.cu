@@ -16,6 +16,9 @@
 //           its row, a chunk being 8 numbers, 16 bytes. Each group keeps a softmax of its own.
 //   stage   KEYS keys a group. STAGES stages are on the way at once.
 //
+// In a decoding step the former kernel makes the query and the newest key and value. All other keys
+// and values are there before: the first stages are under way while that kernel still runs.
+//
 // Shared memory: WARPS × STAGES × KEYS × (chunks a lane of k and of v) × 32 × 16 bytes. A lane
 // copies its own chunks there and nobody else reads them, so there is nothing to wait for but the
 // copy: shared memory serves as more registers. Afterwards: a result of DV + 2 floats a warp.
@@ -59,14 +62,19 @@ template <int N> struct Part {
 // these are the keys of the blocks that a row of it lists.
 template <bool LAYOUT> struct Keys {
     int start, end;
+    bool newest = false;  // whether the newest key is seen, and apart from these
     const int* blocks;
 
     // Takes this block's part; returns how many blocks have one. row: how many blocks of keys come
-    // before the query's own, whether that is seen too, then which they are.
-    __device__ __forceinline__ int choose(int length, const int* row) {
-        end = length;
-        if (LAYOUT && length > 0)  // the own block's later keys don't exist yet
+    // before the query's own, whether that is seen too, then which they are. fresh: the newest key
+    // is not in the cache yet.
+    __device__ __forceinline__ int choose(int length, const int* row, bool fresh) {
+        end = length, newest = fresh;
+        if (LAYOUT && length > 0) {  // the own block's later keys don't exist yet
             end = row[0] * BLOCK + (row[1] ? (length - 1) % BLOCK + 1 : 0), blocks = row + 2;
+            newest = fresh && row[1];
+        }
+        end -= newest;
         unsigned granules = (end + GRANULE - 1) / GRANULE, splits = gridDim.x;
         unsigned each = max((granules + splits - 1) / splits, 1u);  // granules of a part
         start = blockIdx.x * each * GRANULE;
@@ -80,20 +88,16 @@ template <bool LAYOUT> struct Keys {
 };
 
 // Keys or values of one sequence and head, as a lane sees them: in chunks, its own first one at 0.
-// A new row that is on its way into the cache is read from where it comes from.
 template <int D> struct Rows {
-    const uint4 *cache, *fresh;
-    int stride, newest;  // from a row to the next; the new row's key, or -1
+    const uint4* cache;
+    int stride;  // from a row to the next
 
-    template <class T>
-    __device__ __forceinline__ Rows(const T* from, long long step, const T* fresh_row, int key) {
-        int lane = threadIdx.x % LANES;
-        cache = (const uint4*)from + lane, fresh = (const uint4*)fresh_row + lane;
-        stride = (int)(step / 8), newest = key;
+    template <class T> __device__ __forceinline__ Rows(const T* from, long long step) {
+        cache = (const uint4*)from + threadIdx.x % LANES, stride = (int)(step / 8);
     }
     // Copies this lane's chunks of row `key` to slot[0], slot[32], …; zeros if not `there`.
     __device__ __forceinline__ void copy(uint4* slot, int key, bool there) const {
-        const uint4* row = key == newest ? fresh : cache + key * stride;
+        const uint4* row = cache + key * stride;
 #pragma unroll
         for (int i = 0; i < chunks<D>; ++i) {
             bool inside = LANES * (i + 1) <= D / 8 || threadIdx.x % LANES + LANES * i < D / 8;
@@ -111,28 +115,25 @@ template <class T> __device__ __forceinline__ void unpack8(float (&x)[8], uint4 
     }
 }
 
-// This lane's chunks of the query, times scale · log2(e).
-template <class T, int D>
-__device__ __forceinline__ void load_query(float (&q)[chunks<D>][8], const T* from, float scale) {
+// This lane's chunks of a row of D numbers.
+template <int D, class T>
+__device__ __forceinline__ void load_chunks(uint4 (&row)[chunks<D>], const T* from) {
     int chunk = threadIdx.x % LANES;
 #pragma unroll
     for (int i = 0; i < chunks<D>; ++i, chunk += LANES) {
-        uint4 bits = make_uint4(0, 0, 0, 0);
-        if (chunk < D / 8) bits = *(const uint4*)(from + chunk * 8);
-        unpack8<T>(q[i], bits);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) q[i][j] *= scale * LOG2E;
+        row[i] = make_uint4(0, 0, 0, 0);
+        if (chunk < D / 8) row[i] = *(const uint4*)(from + chunk * 8);
     }
 }
 
-// The score of the key in slot[0], slot[32], …: each lane gets the sum over its group.
-template <class T, int N>
+// The score of the key in slot[0], slot[STEP], …: each lane gets the sum over its group.
+template <class T, int N, int STEP>
 __device__ __forceinline__ float score(const float (&q)[N][8], const uint4* slot) {
     float even = 0, odd = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         float k[8];
-        unpack8<T>(k, slot[32 * i]);
+        unpack8<T>(k, slot[STEP * i]);
 #pragma unroll
         for (int j = 0; j < 8; j += 2) even += q[i][j] * k[j], odd += q[i][j + 1] * k[j + 1];
     }
@@ -142,14 +143,14 @@ __device__ __forceinline__ float score(const float (&q)[N][8], const uint4* slot
     return sum;
 }
 
-// Adds p times the value in slot[0], slot[32], …
-template <class T, int N>
+// Adds p times the value in slot[0], slot[STEP], …
+template <class T, int N, int STEP>
 __device__ __forceinline__ void add_value(Part<8 * N>& part, float p, const uint4* slot) {
     part.sum += p;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         float v[8];
-        unpack8<T>(v, slot[32 * i]);
+        unpack8<T>(v, slot[STEP * i]);
 #pragma unroll
         for (int j = 0; j < 8; ++j) part.o[8 * i + j] += p * v[j];
     }
@@ -190,26 +191,26 @@ template <class T, int D, int DV, int WARPS, int STAGES, int KEYS, bool LAYOUT> 
         }
         copy_commit();  // an empty group, too, so that a wait counts steps
     }
-    __device__ __forceinline__ Part<8 * chunks<DV>> attend(const float (&q)[chunks<D>][8]) {
-        Part<8 * chunks<DV>> part;
+    __device__ __forceinline__ void attend(
+        Part<8 * chunks<DV>>& part, const float (&q)[chunks<D>][8]) {
         for (int step = 0, stage = 0; step < steps; ++step) {
             copy_wait<STAGES - 1>();
             const uint4* slot = ring + stage * KEYS * slots;
             float s[KEYS], most = part.most;
 #pragma unroll
             for (int i = 0; i < KEYS; ++i) {
-                float sum = score<T>(q, slot + i * slots);
+                float sum = score<T, chunks<D>, 32>(q, slot + i * slots);
                 s[i] = index(step, i) < keys.end ? sum : NONE;
                 most = fmaxf(most, s[i]);
             }
             part.rescale(most);
 #pragma unroll
             for (int i = 0; i < KEYS; ++i)
-                add_value<T, chunks<DV>>(part, exp2_fast(s[i] - most), slot + i * slots + k_slots);
+                add_value<T, chunks<DV>, 32>(
+                    part, exp2_fast(s[i] - most), slot + i * slots + k_slots);
             request(step + STAGES, stage);  // into the slots that were just read
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
-        return part;
     }
 };
 
@@ -309,10 +310,13 @@ __device__ __forceinline__ bool merge_blocks(
     return true;
 }
 
-// Copies the new key and value of this sequence and head into the cache.
-template <class T, int D>
-__device__ __forceinline__ void append(T* row, const T* fresh, int thread) {
-    if (thread >= 0 && thread < D / 8) ((uint4*)row)[thread] = ((const uint4*)fresh)[thread];
+// Writes a row of D numbers, of which the first lanes have their chunks.
+template <int D, class T>
+__device__ __forceinline__ void append(T* row, const uint4 (&from)[chunks<D>]) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < chunks<D>; ++i)
+        if (lane < LANES && lane + LANES * i < D / 8) ((uint4*)row)[lane + LANES * i] = from[i];
 }
 
 // q, k_new, v_new: a row for each (batch, head); caches (batch, head, capacity, D or DV); strides
@@ -329,34 +333,48 @@ __global__ void __launch_bounds__(WARPS * 32) decode(
     long long k_new_head, long long v_new_batch, long long v_new_head, long long layout_head,
     long long layout_row, float scale) {
     static_assert(WARPS > 1 && WARPS * 32 >= DV / 2, "a thread for each two columns");
-    let_next_begin();
-    wait_for_former();
     long long batch = blockIdx.z, head = blockIdx.y, which = batch * gridDim.y + head;
-    int length = lengths[batch], newest = length - 1;
+    int length = __ldcg(lengths + batch), newest = length - 1;
     bool wrong = length < 0 || length > capacity;  // gives NaN
+    bool fresh = k_new && newest >= 0 && !wrong;
     const int* row = layout;
     if (LAYOUT && newest >= 0 && !wrong)
         row += head * layout_head + newest / BLOCK * layout_row;
     Keys<LAYOUT> keys;
-    int parts = keys.choose(wrong ? 0 : length, row);
+    int parts = keys.choose(wrong ? 0 : length, row, fresh);
     if ((int)blockIdx.x >= parts) return;
     if constexpr (CLUSTER > 1)
         if (parts > 1) cluster_arrive();
 
     k_cache += batch * k_batch + head * k_head, v_cache += batch * v_batch + head * v_head;
-    if (!k_new || wrong) newest = -1;
-    k_new += batch * k_new_batch + head * k_new_head;
-    v_new += batch * v_new_batch + head * v_new_head;
-    Rows<D> k(k_cache, k_row, k_new, newest);
-    Rows<DV> v(v_cache, v_row, v_new, newest);
+    Rows<D> k(k_cache, k_row);
+    Rows<DV> v(v_cache, v_row);
     Stream<T, D, DV, WARPS, STAGES, KEYS, LAYOUT> stream(k, v, keys);
+    wait_for_former();
+    let_next_begin();
+
+    uint4 bits[chunks<D>];
     float query[chunks<D>][8];
-    load_query<T, D>(query, q + batch * q_batch + head * q_head, scale);
-    if (newest >= 0 && blockIdx.x == 0) {
-        append<T, D>(k_cache + newest * k_row, k_new, threadIdx.x);
-        append<T, DV>(v_cache + newest * v_row, v_new, threadIdx.x - 32);
+    load_chunks<D>(bits, q + batch * q_batch + head * q_head);
+#pragma unroll
+    for (int i = 0; i < chunks<D>; ++i) {
+        unpack8<T>(query[i], bits[i]);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) query[i][j] *= scale * LOG2E;
     }
-    auto mine = stream.attend(query);
+    Part<8 * chunks<DV>> mine;
+    if (fresh && blockIdx.x == 0 && threadIdx.x < 32) {
+        k_new += batch * k_new_batch + head * k_new_head;
+        v_new += batch * v_new_batch + head * v_new_head;
+        uint4 key[chunks<D>], value[chunks<DV>];
+        load_chunks<D>(key, k_new), load_chunks<DV>(value, v_new);
+        if (keys.newest) {
+            float s = score<T, chunks<D>, 1>(query, key);
+            if (threadIdx.x < LANES) mine.most = s, add_value<T, chunks<DV>, 1>(mine, 1, value);
+        }
+        append<D>(k_cache + newest * k_row, key), append<DV>(v_cache + newest * v_row, value);
+    }
+    stream.attend(mine, query);
 
     float* results = (float*)shared;
     __syncthreads();

@@ -47,10 +47,11 @@ class Tiles:
 
 
 # By chunks a lane: head dims up to 64, 128 and 160. With fewer (sequence, head) pairs than
-# multiprocessors blocks are large, so that there are few results to merge.
+# multiprocessors blocks are large, so that there are few results to merge; GPUs with clusters have
+# the shared memory for still larger ones.
 MANY = {1: Tiles(4, 3, 4, 4), 2: Tiles(4, 3, 2, 4), 3: Tiles(4, 4, 1, 4)}
 FEW = {1: Tiles(4, 4, 4, 1), 2: Tiles(4, 4, 2, 1), 3: Tiles(8, 3, 1, 1)}
-OVERLAP = False  # whether the kernel may begin before the former one ends
+CLUSTERED = {**FEW, 3: Tiles(8, 5, 1, 1)}
 CLUSTER = 16  # blocks that a cluster of compute capability 9.0 has at most
 
 
@@ -63,6 +64,7 @@ def decode_attention(
     *,
     new: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
+    overlap: bool = False,
 ) -> Tensor:
     """Attention of each sequence's last token to the tokens up to it.
 
@@ -79,6 +81,8 @@ def decode_attention(
         new: key and value of the query's own token, (B, nh, d) and (B, nh, dv), with or without a
             third axis of 1. They are written to the caches first, at lengths - 1.
         scale: of q·k; 1/√d by default.
+        overlap: lets the kernel begin while the stream's former one still runs, where GPUs can (9.0
+            and later). That one may make q and `new`, but must leave lengths and caches alone.
 
     Returns:
         (B, nh, 1, dv) or (B, nh, dv), as q.
@@ -87,7 +91,8 @@ def decode_attention(
         TypeError: for dtypes that don't fit.
         ValueError: for shapes, strides or devices that don't fit.
     """
-    return decode_with_lse(q, k_cache, v_cache, lengths, layout, new=new, scale=scale)[0]
+    given = (q, k_cache, v_cache, lengths, layout)
+    return decode_with_lse(*given, new=new, scale=scale, overlap=overlap)[0]
 
 
 def decode_with_lse(
@@ -99,6 +104,7 @@ def decode_with_lse(
     *,
     new: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
+    overlap: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`decode_attention`, and the natural log of each softmax's denominator.
 
@@ -113,7 +119,7 @@ def decode_with_lse(
         o, lse = reference(rows[0], k_cache, v_cache, lengths, lists, new=rows[1:], scale=scale)
     else:
         check_for_kernel(rows, k_cache, v_cache)
-        caches = (k_cache, v_cache, lengths.contiguous(), lists, scale)
+        caches = (k_cache, v_cache, lengths.contiguous(), lists, scale, overlap)
         o, lse = append_op(*rows, *caches) if new else decode_op(*rows, *caches)
     return (o[:, :, None], lse[:, :, None]) if q.ndim == 4 else (o, lse)
 
@@ -249,9 +255,10 @@ def plan(pairs: int, keys: int, lane_chunks: int, device: torch.device) -> tuple
     """
     found = torch.cuda.get_device_properties(device)
     few = pairs < found.multi_processor_count
-    tiles = (FEW if few else MANY)[lane_chunks]
+    clusters = few and (found.major, found.minor) == (9, 0)
+    tiles = (CLUSTERED if clusters else FEW if few else MANY)[lane_chunks]
     parts = splits(pairs, keys, found.multi_processor_count * tiles.blocks)
-    if not few or (found.major, found.minor) != (9, 0):
+    if not clusters:
         return tiles, parts, 1
     parts = min(parts, CLUSTER)
     return tiles, parts, parts
@@ -289,6 +296,7 @@ def launch(
     lengths: Tensor,
     lists: Tensor | None,
     scale: float,
+    overlap: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Queues the kernel; rows are q and perhaps the new key and value."""
     batch, heads, capacity, d = k_cache.shape
@@ -314,7 +322,7 @@ def launch(
         "decode.cu", name, (parts, heads, batch), 32 * tiles.warps,
         tiles.shared_bytes(d, dv, cluster), device, *tensors, np.int32(capacity),
         *(np.int64(step) for x in strides for step in x), np.float32(scale), cluster=cluster,
-        overlap=OVERLAP,
+        overlap=overlap,
     )  # fmt: skip
     return o, lse
 
@@ -327,9 +335,10 @@ def decode_op(
     lengths: Tensor,
     lists: Tensor | None,
     scale: float,
+    overlap: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The kernel as an op of PyTorch: q (B, nh, d) to (B, nh, dv) and log-sum-exp (B, nh)."""
-    return launch([q], k_cache, v_cache, lengths, lists, scale)
+    return launch([q], k_cache, v_cache, lengths, lists, scale, overlap)
 
 
 @torch.library.custom_op(
@@ -344,20 +353,21 @@ def append_op(
     lengths: Tensor,
     lists: Tensor | None,
     scale: float,
+    overlap: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`decode_op`, which writes k (B, nh, d) and v (B, nh, dv) to the caches."""
-    return launch([q, k, v], k_cache, v_cache, lengths, lists, scale)
+    return launch([q, k, v], k_cache, v_cache, lengths, lists, scale, overlap)
 
 
 @decode_op.register_fake
-def _(q, k_cache, v_cache, lengths, lists, scale):
+def _(q, k_cache, v_cache, lengths, lists, scale, overlap=False):
     return v_cache.new_empty(*q.shape[:2], v_cache.shape[-1]), q.new_empty(
         q.shape[:2], dtype=torch.float32
     )
 
 
 @append_op.register_fake
-def _(q, k, v, k_cache, v_cache, lengths, lists, scale):
+def _(q, k, v, k_cache, v_cache, lengths, lists, scale, overlap=False):
     return torch.empty_like(v, memory_format=torch.contiguous_format), q.new_empty(
         q.shape[:2], dtype=torch.float32
     )

@@ -19,7 +19,7 @@
 typedef unsigned long long u64;
 
 struct Shared {
-    u64 bins[256], scan[33];
+    u64 bins[256], scan[32];
     float most[32];
     unsigned digit, token;
     u64 above;
@@ -50,16 +50,12 @@ __device__ __forceinline__ u64 sum_before(u64 x, int warps, u64& total) {
     }
     if (lane == 31) block.scan[warp] = up_to;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        u64 sum = 0;
-        for (int i = 0; i <= warps; ++i) {
-            u64 one = i < warps ? block.scan[i] : 0;
-            block.scan[i] = sum, sum += one;
-        }
+    u64 before = up_to - x;
+    total = 0;
+    for (int i = 0; i < warps; ++i) {
+        u64 one = block.scan[i];
+        total += one, before += i < warp ? one : 0;
     }
-    __syncthreads();
-    u64 before = block.scan[warp] + up_to - x;
-    total = block.scan[warps];
     __syncthreads();
     return before;
 }
@@ -104,9 +100,10 @@ __global__ void __launch_bounds__(THREADS) draw(
     constexpr int warps = THREADS / 32;
     static_assert(THREADS >= 256, "a thread for each value of eight bits");
     const float none = -__uint_as_float(0x7f800000);
-    let_next_begin();
+    int clip = blockIdx.x, position = __ldcg(lengths + clip) - 1, first = threadIdx.x * ITEMS;
+    double at = u[(long long)clip * positions + position];
     wait_for_former();
-    int clip = blockIdx.x, position = lengths[clip] - 1, first = threadIdx.x * ITEMS;
+    let_next_begin();
     logits += (long long)clip * codes;
 
     float z[ITEMS], most = none;
@@ -156,7 +153,7 @@ __global__ void __launch_bounds__(THREADS) draw(
 
     if (threadIdx.x == 0) block.token = 0;  // if logits are no numbers
     __syncthreads();
-    u64 target = temperature > 0 ? (u64)(u[(long long)clip * positions + position] * (double)total) : 0;
+    u64 target = temperature > 0 ? (u64)(at * (double)total) : 0;
     target = min(target, total - 1);
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {

@@ -18,7 +18,8 @@ from tinyvgpt.kernels import build
 from tinyvgpt.kernels.tensors import TYPES
 
 NARROW, GELU, ADD, WIDE = range(4)  # what becomes of a sum; see product.cu
-WARPS = 8  # of a product's block
+WARPS = {1: 18, 2: 18, 4: 18}  # of a product's block at most, by how many times 16 rows it has
+MANY = 1600  # from so many outputs on a product's block makes 16, not 8
 NORM_ROWS = 16  # up to so many rows a product makes its norm itself
 OVERLAP = True  # whether a kernel may begin before the former one ends
 MOST_CODES = 1 << 14  # that can be drawn from
@@ -61,17 +62,26 @@ def product(
     if norm is not None and rows > NORM_ROWS:
         x, norm = normalised(x, norm, weight.dtype), None
     tiles = 1 if rows <= 16 else 2 if rows <= 32 else 4  # of 16 rows
-    shared = WARPS * 16 * tiles * 8 * 4 + (16 * tiles * (count + 8) * 2 if norm else 0)
+    warps, columns = evenly(count, WARPS[tiles]), 16 if len(weight) >= MANY else 8
+    shared = warps * 16 * tiles * columns * 4
+    if norm is not None:
+        shared += 8 * count * (rows if norm.step else 1) + 8 * 16 * (warps + 1)
     name = (
-        f"product<{TYPES[weight.dtype]}, {count}, {tiles}, {WARPS}, {int(norm is not None)}, "
-        f"{output}>"
+        f"product<{TYPES[weight.dtype]}, {count}, {tiles}, {columns // 8}, {warps}, "
+        f"{int(norm is not None)}, {output}>"
     )
-    grid = (math.ceil(len(weight) / 8), math.ceil(rows / (16 * tiles)), 1)
+    grid = (math.ceil(len(weight) / columns), math.ceil(rows / (16 * tiles)), 1)
     gain, shift, step = (None, None, 0) if norm is None else (norm.gain, norm.shift, norm.step)
     build.launch(
-        "product.cu", name, grid, 32 * WARPS, shared, x.device, x, weight, gain, shift, bias, y,
+        "product.cu", name, grid, 32 * warps, shared, x.device, x, weight, gain, shift, bias, y,
         *map(np.int32, (rows, len(weight), x.stride(0), y.stride(0), step)), overlap=OVERLAP,
     )  # fmt: skip
+
+
+def evenly(count: int, most: int) -> int:
+    """How many warps, at most so many, share rows of `count` numbers, 32 at a time."""
+    parts = math.ceil(count / 32)
+    return math.ceil(parts / math.ceil(parts / most))
 
 
 def normalised(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:

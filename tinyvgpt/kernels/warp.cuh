@@ -100,7 +100,8 @@ __device__ __forceinline__ void store_remote(float2* to, unsigned rank, float2 v
 }
 
 // Kernels of a chain that are launched to overlap (sm_90 and later): the next one may begin once all
-// blocks of this one have said so, and must wait before it touches what others write.
+// blocks of this one have said so, and must wait before it touches what this one writes. Ours say so
+// after their own wait; when a kernel begins, all but the one right before it have ended.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
