@@ -15,9 +15,10 @@
 //   block   WARPS warps share K. Warp i takes chunks 4·i … 4·i + 3 of every 4·WARPS, a chunk being 8
 //           numbers, 16 bytes; their sums are added up in shared memory, always in the same order.
 //   warp    rows are the first operand of a tensor core's product, 16 of them for each of M, 8
-//           outputs its second, for each of C. Lane 4·g + t has chunk t of row g, of x and of w alike. The order of
-//           k within a product is then not that of memory but the same on both sides, which is all
-//           that a sum asks for, and each operand is loaded 16 bytes at a time as it lies.
+//           outputs its second, for each of C. Lane 4·g + t has chunk t of row g, of x and of w
+//           alike. The order of k within a product is then not that of memory but the same on both
+//           sides, which is all that a sum asks for, and each operand is loaded 16 bytes at a time
+//           as it lies.
 //   norm    VideoGPT's, (x - μ)·(1e-5 + 1/√max(σ², 1e-12)) · gain + shift. Each warp has its part of
 //           the rows in registers and tells the others its sums of x and x²: a row is read once.
 //
