@@ -21,7 +21,9 @@ NARROW, GELU, ADD, WIDE = range(4)  # what becomes of a sum; see product.cu
 WARPS = {1: 18, 2: 18, 4: 18}  # of a product's block at most, by how many times 16 rows it has
 MANY = 1600  # from so many outputs on a product's block makes 16, not 8
 NORM_ROWS = 16  # up to so many rows a product makes its norm itself,
-NORM_BYTES = 1 << 16  # if their own factors and shifts, where they have them, take no more than this
+NORM_BYTES = (
+    1 << 16
+)  # if their own factors and shifts, where they have them, take no more than this
 OVERLAP = True  # whether a kernel may begin before the former one ends
 MOST_CODES = 1 << 14  # that can be drawn from
 
