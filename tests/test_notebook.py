@@ -51,6 +51,15 @@ def test_versions_prints_one_line_each(capsys, monkeypatch):
     assert lines[4].split()[1] == "smoke"
 
 
+@pytest.mark.parametrize(("threads", "said"), [(1, "CPU, 1 thread"), (2, "CPU, 2 threads")])
+def test_versions_counts_threads(capsys, monkeypatch, threads, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    notebook.versions()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split(maxsplit=1)[1] == said
+
+
 @pytest.mark.parametrize(
     ("yours", "package"),
     [

@@ -82,7 +82,8 @@ def versions() -> None:
     if torch.cuda.is_available():
         device = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     else:
-        device = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     print(f"python    {platform.python_version()}")
     print(f"torch     {torch.__version__}")
     print(f"tinyvgpt  {importlib.metadata.version('tinyvgpt')}")
