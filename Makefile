@@ -1,7 +1,8 @@
 # The commands of this repository. Each makes its own environment in .venv first, from
 # pyproject.toml and constraints.txt, and again whenever one of the two has changed.
 #
-#   make test     unit tests, then every chapter's cells at the smallest budget
+#   make test     unit tests, then every chapter's cells at the smallest budget: test-units and
+#                 test-chapters, of which CHAPTERS=book/04_codebook.md takes one chapter only
 #   make book     every chapter executed, the site in _build/html (STRICT=1: warnings are errors)
 #   make demo     a grid of clips from the shipped model, in demo.mp4
 #   make lint     format, lint and type checks
@@ -14,6 +15,8 @@ BUDGET ?= cpu
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+# Two processes of one thread each; a file's tests stay together. PYTEST_ARGS="-n 0" for one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STAMP := .venv/.installed
 EXTRAS := book,test,data,train,evaluate,dev,nvrtc
 
@@ -26,7 +29,7 @@ MEDIA := _build/html/media
 CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md)) book/own_videos.md
 NOTEBOOKS := $(CHAPTERS:book/%.md=_build/notebooks/%.ipynb)
 
-.PHONY: help test book demo lint clean
+.PHONY: help test test-units test-chapters book demo lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,14 +41,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
 
-test: $(STAMP) $(NOTEBOOKS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(if $(NOTEBOOKS),TINYVGPT_BUDGET=smoke $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NOTEBOOKS))
+test: test-units test-chapters
 
-# A chapter as a notebook; its outputs are left empty, so its assertions are what is tested.
-_build/notebooks/%.ipynb: book/%.md $(STAMP)
+test-units: $(STAMP)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-chapters: $(STAMP) $(NOTEBOOKS)
+	TINYVGPT_BUDGET=smoke $(PYTEST) --nbval-lax --nbval-cell-timeout=120 $(NOTEBOOKS)
+
+_build/notebooks/%.ipynb: book/%.md tests/chapter_notebook.py $(wildcard tests/wrong_answers/*.py) $(STAMP)
 	@mkdir -p $(@D)
-	$(BIN)/jupytext --quiet --to ipynb --output $@ $<
+	$(BIN)/python tests/chapter_notebook.py $< $@
 
 book: $(STAMP)
 	rm -rf _build/html _build/.doctrees _build/jupyter_execute

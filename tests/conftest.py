@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import os
+import shutil
 import sys
 import warnings
 from contextlib import contextmanager
@@ -30,6 +32,17 @@ def file_limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory):
+    """Where kernels compiled for the CPU are kept, by all processes of this test run."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "cuda_on_cpu"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import math
 import os
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from tinyvgpt import GPTConfig, VQVAEConfig
+from tinyvgpt import GPTConfig, VQVAEConfig, open_dataset
 from tinyvgpt.bench import kernel_steps
 from tinyvgpt.bench import learning as bench_learning
 from tinyvgpt.bench import train as bench_train
@@ -148,10 +149,12 @@ def test_learning(monkeypatch):
     """On a CPU both paths are the same, so the curves are; noise in one of them shows."""
     preset = bench_learning.moving_mnist()
     size = {"hidden": 8, "res_blocks": 1, "codes": 16, "code_dim": 4, "downsample": (4, 8, 8)}
-    small = VQVAEConfig(channels=1, causal_time=True, **size)
+    clips = {"frames": 8, "resolution": 32}
+    small = VQVAEConfig(channels=1, causal_time=True, **clips, **size)
     gpt = GPTConfig.for_vqvae(small, width=12, heads=2, layers=1, classes=55, label_dropout=0.2)
     changed = bench_learning.replace(preset, vqvae=small, gpt=gpt)
     monkeypatch.setattr(bench_learning, "moving_mnist", lambda: changed)
+    monkeypatch.setattr(bench_learning, "open_dataset", partial(open_dataset, **clips))
     original, seeds, factor = bench_learning.curve, [], 1.0
 
     def curve(train, config, name):

@@ -4,7 +4,6 @@ The CUDA source runs on the CPU, thread by thread, in float32 as on a GPU. Only 
 in which one mma adds up may differ, so hardly any 16-bit result does.
 """
 
-import shutil
 from pathlib import Path
 
 import cuda_on_cpu
@@ -31,20 +30,13 @@ def names():
     raise AssertionError(f"the chapter does not define {WANTED - found.keys()}")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("chapter")
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rung", ["tensor_cores", "pipeline"])
-def test_the_model_follows_the_kernel(names, rung, causal, folder, monkeypatch):
+def test_the_model_follows_the_kernel(names, rung, causal, kernel_folder, monkeypatch):
     def emulate(file, kernel, grid, threads, shared_bytes, device, *args):
         parts = (build.HERE / "tile.cuh", build.HERE / file)
         text = "\n".join(part.read_text() for part in parts)
-        cuda_on_cpu.launch(text, kernel, folder, grid, (threads,), shared_bytes, *args)
+        cuda_on_cpu.launch(text, kernel, kernel_folder, grid, (threads,), shared_bytes, *args)
 
     monkeypatch.setattr(build, "launch", emulate)
     torch.manual_seed(0)

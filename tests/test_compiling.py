@@ -35,6 +35,6 @@ def test_runs_uncompiled_within_a_compiled_function():
 
 
 def test_importing_imports_no_compiler():
-    code = "import sys, tinyvgpt.train; print('torch._dynamo' in sys.modules)"
+    code = "import sys, tinyvgpt.cli, tinyvgpt.train; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

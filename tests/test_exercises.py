@@ -1,53 +1,70 @@
-"""An exercise's check refuses what is unsolved and what is wrong, and says why.
+"""Notebooks of the chapters fail where an exercise's check takes what it must refuse."""
 
-Each chapter's cells run in order, as in a notebook. A cell tagged raises-exception checks the stub
-that the reader is given. The solutions run with the other cells, and with them their checks.
-"""
-
-import runpy
-from pathlib import Path
-
-import jupytext
 import pytest
+from chapter_notebook import main, notebook
 
-BOOK = Path(__file__).parents[1] / "book"
+CHAPTER = """# A chapter
 
-# A module for each chapter: for each check, a wrong answer and what the check must say to it.
-WRONG = {
-    path.stem: runpy.run_path(str(path))["WRONG"]
-    for path in sorted((Path(__file__).parent / "wrong_answers").glob("*.py"))
-}
+```{code-cell} python3
+def double(x):
+    ...
 
+def check_double(f):
+    assert f(2) is not None, "double returns nothing yet"
+    assert f(2) == 4, f"twice 2 is 4, not {f(2)}"
+```
 
-@pytest.fixture(scope="module", params=WRONG)
-def chapter(request, tmp_path_factory):
-    """The chapter's name, what its cells have defined, and what its checks said to the stubs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINYVGPT_BUDGET", "smoke")
-        patch.setenv("MPLBACKEND", "agg")
-        patch.chdir(tmp_path_factory.mktemp(request.param))
-        names, said = {}, {}
-        for cell in jupytext.read(BOOK / f"{request.param}.md").cells:
-            if cell.cell_type != "code":
-                continue
-            if "raises-exception" in cell.metadata.get("tags", []):
-                with pytest.raises(AssertionError) as refusal:
-                    exec(cell.source, names)
-                said[cell.source.partition("(")[0]] = str(refusal.value)
-            else:
-                exec(cell.source, names)
-        yield request.param, names, said
+```{code-cell} python3
+:tags: [raises-exception, remove-output]
+
+check_double(double)
+```
+"""
+HEADER = "---\njupytext:\n  text_representation:\n    extension: .md\n    format_name: myst\n---\n"
+WRONG = {"check_double": ("lambda x: x * x * x", "twice 2 is 4, not 8")}
 
 
-def test_an_unsolved_exercise_is_told_so(chapter):
-    name, _, said = chapter
-    assert said.keys() == WRONG[name].keys()
-    for message in said.values():
-        assert "returns nothing yet" in message
+def run(folder, text=CHAPTER, wrong=WRONG):
+    """Runs the notebook's code cells in order; none may be allowed to fail."""
+    path = folder / "chapter.md"
+    path.write_text(HEADER + text, encoding="utf-8")
+    names = {}
+    for cell in notebook(path, wrong).cells:
+        assert "raises-exception" not in cell.metadata.get("tags", [])
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    return names
 
 
-def test_a_wrong_answer_is_told_what_is_wrong(chapter):
-    name, names, _ = chapter
-    for check, (answer, message) in WRONG[name].items():
-        with pytest.raises(AssertionError, match=message):
-            names[check](eval(answer, names))
+def test_a_check_that_refuses_both(tmp_path):
+    assert run(tmp_path)["double"](2) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("returns nothing yet", "is None"),
+        ("assert f(2) is not None", "assert f(2) is None"),
+        ("    ...\n", "    return 2 * x\n"),  # a stub that solves the exercise
+        ("f(2) == 4", "f(2) > 3"),  # takes the wrong answer
+        ("twice 2 is 4, not", "that isn't"),
+        ("    assert f(2) is not None", "    f(2).sum(), 1 / 0; assert f(2)"),  # another error
+    ],
+)
+def test_checks_that_do_not(tmp_path, before, after):
+    assert before in CHAPTER
+    with pytest.raises((AssertionError, pytest.fail.Exception, AttributeError)):
+        run(tmp_path, CHAPTER.replace(before, after, 1))
+
+
+@pytest.mark.parametrize("names", [(), ("check_double", "check_triple"), ("check_triple",)])
+def test_each_check_has_a_wrong_answer(tmp_path, names):
+    with pytest.raises(ValueError, match="need wrong answers"):
+        run(tmp_path, wrong=dict.fromkeys(names, WRONG["check_double"]))
+
+
+def test_a_chapter_without_wrong_answers_is_as_it_is(tmp_path):
+    path = tmp_path / "chapter.md"
+    path.write_text(HEADER + CHAPTER, encoding="utf-8")
+    main(str(path), str(tmp_path / "chapter.ipynb"))
+    assert '"raises-exception"' in (tmp_path / "chapter.ipynb").read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """The GPU's decoder: its steps, with their kernels run on a CPU, against the plain forward pass."""
 
-import shutil
 from dataclasses import replace
 
 import cuda_on_cpu
@@ -25,17 +24,10 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("graph_decoder")
-
-
 @pytest.fixture
-def on_cpu(folder, monkeypatch):
+def on_cpu(kernel_folder, monkeypatch):
     """Kernels are run on the CPU, attention by its reference; new tensors start as NaN."""
-    emulate = cuda_on_cpu.in_place_of_launch(folder, "product.cu", "draw.cu")
+    emulate = cuda_on_cpu.in_place_of_launch(kernel_folder, "product.cu", "draw.cu")
     monkeypatch.setattr(build, "launch", emulate)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import cuda_on_cpu
 import pytest
@@ -39,15 +38,8 @@ def close(got, wanted):
     )
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("axial")
-
-
 @pytest.fixture
-def emulated(folder, monkeypatch):
+def emulated(kernel_folder, monkeypatch):
     """Within a test the ops' functions run their kernels on the CPU; new tensors start as NaN.
 
     Yields a list of the launches: name and matrix loads' bank conflicts.
@@ -56,8 +48,8 @@ def emulated(folder, monkeypatch):
     launches = []
 
     def launch(file, name, grid, threads, shared_bytes, device, *args):
-        cuda_on_cpu.launch(source, name, folder, grid, (threads,), shared_bytes, *args)
-        launches.append((name, cuda_on_cpu.conflicts(source, name, folder)[0]))
+        cuda_on_cpu.launch(source, name, kernel_folder, grid, (threads,), shared_bytes, *args)
+        launches.append((name, cuda_on_cpu.conflicts(source, name, kernel_folder)[0]))
 
     monkeypatch.setattr(build, "launch", launch)
     torch.manual_seed(0)

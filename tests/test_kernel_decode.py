@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 from types import SimpleNamespace
 
 import cuda_on_cpu
@@ -60,15 +59,8 @@ def close(got, wanted, dtype):
     )
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("decode")
-
-
 @pytest.fixture
-def run(folder, monkeypatch):
+def run(kernel_folder, monkeypatch):
     """Return a function that does what decode.launch does, with the kernel run on the CPU.
 
     What it allocates starts as NaN.
@@ -77,7 +69,7 @@ def run(folder, monkeypatch):
     zeros = torch.zeros(1000, dtype=torch.int32)
 
     def emulate(file, name, grid, threads, shared_bytes, device, *args, cluster, overlap):
-        cuda_on_cpu.launch(source, name, folder, grid, (threads,), shared_bytes, *args)
+        cuda_on_cpu.launch(source, name, kernel_folder, grid, (threads,), shared_bytes, *args)
 
     def launched(
         q, k, v, lengths, layout=None, *, new=(), scale=None, tiles=SMALL, parts=1, cluster=False

@@ -3,7 +3,6 @@
 import io
 import math
 import re
-import shutil
 
 import cuda_on_cpu
 import pytest
@@ -37,15 +36,8 @@ def inputs(shape, d, dv, dtype, **options):
     return [fused(batch, heads, *size, dtype, **options) for size in sizes]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("flash")
-
-
 @pytest.fixture
-def run(folder, monkeypatch):
+def run(kernel_folder, monkeypatch):
     """Return a function that runs the kernel on the CPU and compares it to float64.
 
     What it allocates starts as NaN.
@@ -54,7 +46,7 @@ def run(folder, monkeypatch):
     seen = set()
 
     def emulate(file, name, grid, threads, shared_bytes, device, *args):
-        cuda_on_cpu.launch(source, name, folder, grid, (threads,), shared_bytes, *args)
+        cuda_on_cpu.launch(source, name, kernel_folder, grid, (threads,), shared_bytes, *args)
         seen.add(name)
 
     def launched(q, k, v, *, causal=False, layout=None, scale=None, tiles=WIDE):
@@ -81,7 +73,7 @@ def run(folder, monkeypatch):
     torch.manual_seed(0)
     yield launched
     for name in seen:
-        found, loads = cuda_on_cpu.conflicts(source, name, folder)
+        found, loads = cuda_on_cpu.conflicts(source, name, kernel_folder)
         assert found == 0 < loads, "matrix loads meet in banks"
 
 

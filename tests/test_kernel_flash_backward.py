@@ -3,7 +3,6 @@
 import io
 import math
 import re
-import shutil
 from functools import partial
 
 import cuda_on_cpu
@@ -31,19 +30,12 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("flash_backward")
-
-
 @pytest.fixture
-def run(folder, monkeypatch):
+def run(kernel_folder, monkeypatch):
     """Return the op's implementation with its kernels run on the CPU; new tensors start as NaN."""
 
     def emulate(file, name, grid, threads, shared_bytes, device, *args):
-        cuda_on_cpu.launch(FILES[file], name, folder, grid, (threads,), shared_bytes, *args)
+        cuda_on_cpu.launch(FILES[file], name, kernel_folder, grid, (threads,), shared_bytes, *args)
 
     def launched(*args):
         torch.use_deterministic_algorithms(True)
@@ -216,14 +208,14 @@ def test_kernel_repeats_itself_exactly(run):
     assert all(x.equal(y) for x, y in zip(first, again, strict=True))
 
 
-def test_matrix_loads_without_bank_conflicts(run, folder):
+def test_matrix_loads_without_bank_conflicts(run, kernel_folder):
     for d, dtype in ((64, torch.float16), (128, torch.bfloat16), (144, torch.float16)):
         q, k, v, grad = (torch.randn(1, 1, 64, d).to(dtype) for _ in range(4))
         agrees(run, grad, q, k, v, causal=False)
         for keys in (True, False):
             tiles = tiles_for(d, keys=keys, sparse=False)
             name = tiles.name(q.dtype, d, d, keys=keys, sparse=False)
-            found, loads = cuda_on_cpu.conflicts(FILES["flash_backward.cu"], name, folder)
+            found, loads = cuda_on_cpu.conflicts(FILES["flash_backward.cu"], name, kernel_folder)
             assert loads
             assert not found
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import cuda_on_cpu
 import pytest
@@ -18,15 +17,8 @@ OURS = [name for name in RUNGS if name != "flash"]  # flash has tests of its own
 ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("ladder")
-
-
 @pytest.fixture
-def run(folder, monkeypatch):
+def run(kernel_folder, monkeypatch):
     """Return a function that runs a rung on the CPU and compares it to float64.
 
     Its result is allocated as NaN. The function returns how many rows met in banks, and how many
@@ -43,12 +35,12 @@ def run(folder, monkeypatch):
         def emulate(file, kernel, grid, threads, shared_bytes, device, *args):
             assert file == rung.file
             text = source(rung)
-            cuda_on_cpu.launch(text, kernel, folder, grid, (threads,), shared_bytes, *args)
+            cuda_on_cpu.launch(text, kernel, kernel_folder, grid, (threads,), shared_bytes, *args)
 
         monkeypatch.setattr(build, "launch", emulate)
         ladder.check(q, k, v)
         ladder.check_for_kernel(rung, q)
-        counter = source(rung), rung.cut(q.dtype, *q.shape[2:]).kernel, folder
+        counter = source(rung), rung.cut(q.dtype, *q.shape[2:]).kernel, kernel_folder
         before = cuda_on_cpu.conflicts(*counter)
         torch.use_deterministic_algorithms(True)  # new tensors start as NaN
         try:

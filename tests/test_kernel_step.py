@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import cuda_on_cpu
 import pytest
@@ -17,17 +16,10 @@ from tinyvgpt.sampling import draw as draw_in_float64
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    return tmp_path_factory.mktemp("step")
-
-
 @pytest.fixture
-def on_cpu(folder, monkeypatch):
+def on_cpu(kernel_folder, monkeypatch):
     """Kernels are run on the CPU; what they need and is not there starts as NaN."""
-    emulate = cuda_on_cpu.in_place_of_launch(folder, "product.cu", "draw.cu")
+    emulate = cuda_on_cpu.in_place_of_launch(kernel_folder, "product.cu", "draw.cu")
     monkeypatch.setattr(build, "launch", emulate)
     torch.manual_seed(0)
 

@@ -123,7 +123,9 @@ def started(tmp_path, program, **options):
     """A process, in a group of its own, that runs `program` and has printed "ready"."""
     path = tmp_path / "program.py"
     path.write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # On one core DataLoader warns of two workers, in the error stream that is looked at.
+    quiet = {"PYTHONWARNINGS": "ignore:This DataLoader will create"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True, **options,

@@ -43,6 +43,7 @@ def start(out, *launcher, **options):
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore:This DataLoader will create",  # of two workers on one core
         },
     )
 

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.utils import fresh_cache
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig
@@ -94,6 +93,8 @@ def compiling_anew() -> Iterator[None]:
 
     Compiled graphs are cached under keys that don't tell which attention kernel was forced.
     """
+    from torch._inductor.utils import fresh_cache  # takes longer than all that a command imports
+
     torch._dynamo.reset()
     with fresh_cache():
         yield
