@@ -119,3 +119,13 @@ def test_draws(names, on_cpu, rule):
     theirs = names["draws_on_gpu"](z, u, rule)
     yours = names["hit"](names["masses"](z, rule), u)
     assert (yours != theirs).mean() < 0.05
+
+
+def test_every_k_th_largest(names):
+    """Keys that differ in any of their bytes, and ties."""
+    rng = np.random.default_rng(0)
+    parts = [1 << 24, 1 << 16, 1 << 8, 1]
+    keys = np.array([sum(p * int(rng.integers(3)) for p in parts) for _ in range(60)], np.uint32)
+    for k in range(1, len(keys) + 1):
+        found = names["least_key"](keys, np.ones(len(keys), np.uint64), k)
+        assert found == np.sort(keys)[-k]
