@@ -1,0 +1,26 @@
+"""For each check of the chapter a wrong answer that a reader may well give, and what it says."""
+
+WRONG = {
+    "check_balance": (
+        "lambda c: int(np.ceil(weights_of(c) / (2 * c.tokens * c.layers * c.width)))",
+        "released: 1 clips, 2 are right; a query sees",
+    ),
+    "check_repeat": (
+        "lambda s: (\n"
+        "    s['ring'].__setitem__(int(s['place']) % 4, s['x'][0]), s['place'].add_(1),\n"
+        "    s['mean'].copy_(s['ring'][: int(s['place'])].mean())\n"
+        ")",
+        "after 1 replays: the mean is 1, 0.5 is right",
+    ),
+    "check_early": (
+        "lambda queue: [kernel[0] - queue[n - 1][1] for n, kernel in enumerate(queue)]",
+        r"product is soon: kernel 1 may read \['cache'\] early, yours says \['cache', 'n'\]",
+    ),
+    "check_draft": (
+        "lambda p, q, token, u, v: (\n"
+        "    token if u * q[token] < p[token]\n"
+        "    else int(np.searchsorted(p.cumsum(), v, side='right'))\n"
+        ")",
+        r"token \d comes in 0.\d+ of the rounds, 0.\d+ is right",
+    ),
+}
