@@ -186,7 +186,14 @@ def given_frames(model: VideoGPT) -> int:
     return given if given < config.frames else 0
 
 
-def continued(model: VideoGPT, batch: Batch, given: int, rule: SamplingRule, seed: int) -> Tensor:
+def continued(
+    model: VideoGPT,
+    batch: Batch,
+    given: int,
+    rule: SamplingRule,
+    seed: int,
+    length: int | None = None,
+) -> Tensor:
     """Clips that begin as a batch's do; the model is told no label if it does without."""
     config = model.gpt.config
     return model.sample(
@@ -198,6 +205,7 @@ def continued(model: VideoGPT, batch: Batch, given: int, rule: SamplingRule, see
         top_p=rule.top_p,
         guidance=rule.guidance,
         seed=seed,
+        length=length,
         batch_size=AT_ONCE[model.device.type],
         progress=not hidden(),
     )

@@ -18,6 +18,7 @@ from tinyvgpt.evaluate import DISTANCES, REAL, check, check_given, choose, evalu
 from tinyvgpt.features import Features, I3DFeatures
 from tinyvgpt.frechet import DISTANCE_RESAMPLES, LEVEL, RESAMPLES, Figure
 from tinyvgpt.probes import Probe, ProbeFeatures
+from tinyvgpt.pushing import LENGTH, show_pushing
 from tinyvgpt.sampling import SamplingRule
 from tinyvgpt.shown import GIVEN, Shown, show_digits
 
@@ -38,9 +39,20 @@ WORDS = {
     "psnr, last frame held": "PSNR, last frame held, dB",
     "psnr, gained": "PSNR, gained, dB",
     "places off": "places off, pixels",
-    "places off, last frame held": "places off, last frame held",
+    "follows": "the hand follows commands, correlation",
+    "follows down": "  down the picture",
+    "follows right": "  to the right",
+    "off": "hand off its commanded way, pixels",
+    "moved": "clips in which an object moves",
+    "pushed": "of objects that really move, those that move",
+    "left": "of objects that really rest, those that move",
+    "accepted": "frames with hand and objects",
 }
-SHOW = {"moving-mnist": show_digits}  # by the probe's name
+TITLES = {
+    "going on": f"going on from {GIVEN} frames",
+    "rollout": f"clips of {LENGTH} frames, by their actions there and back",
+}
+SHOW = {"moving-mnist": show_digits, "robot-push": show_pushing}  # by the probe's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +241,8 @@ def table(figures: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Figures a line each with their intervals, and how many times real clips' they are."""
     lines = [title, f"{'':42}   {LEVEL * 100:.0f} % interval"]
     for group, of in figures.items():
-        if group == "going on":
-            lines.append(f"going on from {GIVEN} frames")
+        if group in TITLES:
+            lines.append(TITLES[group])
         for name, figure in of.items():
             words = WORDS.get(name, name)
             if isinstance(figure, Figure):
