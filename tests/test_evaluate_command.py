@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -234,3 +236,18 @@ def test_too_short_for_the_video_distance(tmp_path, i3d, capsys):
     options = ["--data", "moving-mnist", "--clips", 6, "--i3d", i3d]
     assert run("evaluate", tmp_path / "short", *options) == 2
     assert "clips have 8 frames, the video distance takes 16" in capsys.readouterr().err
+
+
+def test_without_tyro(model, tmp_path):
+    """Where a machine lacks it, the command's dataclass is filled by hand."""
+    out = tmp_path / "figures.json"
+    lines = (
+        "import pathlib, sys",
+        "sys.modules |= dict.fromkeys(('av', 'tyro', 'mujoco'))",
+        "from tinyvgpt.commands.evaluate import Evaluate",
+        "model, out = sys.argv[1:]",
+        "Evaluate(model=model, data='moving-mnist', clips=2, out=pathlib.Path(out)).run()",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), model, out]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(out.read_text())["clips"] == 2
