@@ -123,8 +123,9 @@ def empty_tray(frames: Tensor) -> Tensor:
     It keeps its value to the bit, whereas what passes has many.
     """
     powers = torch.tensor([1 << 16, 1 << 8, 1], device=frames.device)
-    most = (frames.int() * powers).sum(-1).mode(0)[0]
-    return torch.stack([most >> 16, (most >> 8) & 255, most & 255], -1).float()
+    most = (frames.int() * powers).sum(-1).cpu().mode(0)[0]
+    tray = torch.stack([most >> 16, (most >> 8) & 255, most & 255], -1)
+    return tray.float().to(frames.device)
 
 
 def all_blurred(frames: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ def test_probe(model, probe, i3d, tmp_path, capsys):
     assert list(found["distances"]) == list(found["distances_between"]) == names
     assert found["features"]["FD"]["size"] == 8
     assert found["probe"]["name"] == found["features"]["FD"]["name"]
+    assert found["first_frames_gone_on_from"] == 4
     assert (found["sampling"]["temperature"], found["sampling"]["top_p"]) == (0.5, 0.9)
     assert found["command"].endswith("--temperature 0.5 --top-p 0.9 --seed 2 --probe --read")
     loaded = VideoGPT.from_pretrained(model)
@@ -150,8 +151,9 @@ def test_probe(model, probe, i3d, tmp_path, capsys):
     rule = SamplingRule(temperature=0.5, top_p=0.9)
     again = shown.show_digits(loaded, data, Probe.from_pretrained(probe), 9, rule=rule, seed=2)
     for measure, of in again["shown"].items():
-        for name, (figure, of_real) in of.items():
+        for name, (figure, of_real, clips) in of.items():
             in_file = found["shown"][measure][name]
+            assert in_file["clips"] == clips
             assert in_file["value"] == figure.value
             assert in_file["interval"] == list(figure[1:])
             assert ("of_real" in in_file) == (of_real is not None)
@@ -161,7 +163,7 @@ def test_probe(model, probe, i3d, tmp_path, capsys):
         assert found["going on"][name] == {"value": figure.value, "interval": list(figure[1:])}
     assert re.search(r"^frames with both digits read\n  real clips +1\.000 ", printed, re.MULTILINE)
     assert re.search(r"^  samples +1\.000 .* of real clips' +1\.000 ", printed, re.MULTILINE)
-    assert "\ngoing on from 4 frames\nPSNR, dB " in printed
+    assert "\ngoing on from given frames\nPSNR, dB " in printed
 
 
 def test_halves_are_named(tmp_path, i3d):

@@ -199,17 +199,17 @@ def test_show_pushing(data, monkeypatch):
     assert "pushed" not in shown
     assert "no actions" not in shown["accepted"]
     figures = groups["rollout"]
-    assert figures["accepted, frames to 16"].value == 1
-    assert figures["accepted, frames to 64"].value == 0.5
-    assert figures["accepted, 64 over 16"].value == 0.5
-    assert figures["follows, 64 frames"].value > 0.99
+    assert figures["accepted, frames 13 to 16"].value == 1
+    assert figures["accepted, frames 61 to 64"].value == 0.5
+    assert figures["accepted, these over those"].value == 0.5
+    assert figures["follows"].value > 0.99
 
 
 def test_with_a_model(data):
     """The shipped one's way of being asked: frames, actions, and more frames than a window has."""
     groups = pushing.show_pushing(build(action_dim=4), data, Knowing(), 2)
     assert groups["shown"].keys() >= {"follows", "moved", "accepted", "off"}
-    assert groups["rollout"].keys() >= {"accepted, frames to 16", "accepted, frames to 64"}
+    assert groups["rollout"].keys() >= {"accepted, frames 13 to 16", "accepted, frames 61 to 64"}
 
 
 def test_refusals(data):

@@ -63,7 +63,8 @@ def test_side_by_side():
     made = {"a": np.array([1, 0, nan, 0.0]), "b": np.full(4, nan), "c": np.ones(4)}
     table = shown.side_by_side({shown.REAL: real, "samples": made}, seed=0)
     assert table.keys() == {"a", "c"}  # nobody has b
-    figure, of_real = table["a"]["samples"]
+    figure, of_real, clips = table["a"]["samples"]
+    assert (clips, table["a"][shown.REAL].clips) == (3, 4)
     assert figure.value == pytest.approx(1 / 3)
     assert of_real.value == pytest.approx(1 / 3 / 0.75)
     assert table["a"][shown.REAL].figure.value == 0.75

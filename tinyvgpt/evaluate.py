@@ -94,14 +94,9 @@ def evaluate(
             parts["ssim"].append(ssim(real, decoded))
             if features:
                 drawn = regenerate(model, batch, given, rule=rule, seed=seed, first_clip=start)
-                sets = dict(zip(SETS, (real, decoded, drawn), strict=True))
-                for network in features:
-                    for name, some in sets.items():
-                        parts[f"{network.name}, {name}"].append(network(some))
-        if features:
-            for _, batch in batches_of(data, others, model.device, "other real clips"):
-                for network in features:
-                    parts[f"{network.name}, others"].append(network(batch["video"]))
+                keep(parts, features, dict(zip(SETS, (real, decoded, drawn), strict=True)))
+        for _, batch in batches_of(data, others if features else [], model.device, "others"):
+            keep(parts, features, {"others": batch["video"]})
     result = {
         "likelihood": likelihood(model, torch.cat(parts["nats"]), seed),
         "reconstruction": reconstruction(torch.cat(parts["error"]), torch.cat(parts["ssim"]), seed),
@@ -185,6 +180,15 @@ def regenerate(
         actions=told.get("actions"),
     )
     return video.to_uint8(model.vqvae.decode(tokens))
+
+
+def keep(
+    parts: dict[str, list[Tensor]], features: Sequence[Features], sets: dict[str, Tensor]
+) -> None:
+    """Adds what each network makes of sets of clips, under the network's name and the set's."""
+    for network in features:
+        for name, clips in sets.items():
+            parts[f"{network.name}, {name}"].append(network(clips))
 
 
 # From clips to figures ----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ MOVES = 3.0  # pixels; along an axis with less commanded there is no way to comp
 PUSHED = 4.0  # pixels by which an object has moved
 LEAST = 5  # frames of a way
 TRAY = (0.20, 0.26)  # metres from its middle to its rim along x and y
+OWN = (REAL, "reconstructions", "samples")  # sets with their own actions
 LENGTH, LATE = 64, 4  # frames of a rollout; those at its end, and at a window's end, that count
 
 
@@ -178,6 +179,42 @@ def show_pushing(
     Raises:
         ValueError: for data, a probe or a model that don't fit, or fewer than 2 clips.
     """
+    given = check_pushing(model, data, probe)
+    chosen, _ = choose(len(data), clips)
+    batch, tips = whole(data, chosen), data.endeffector(chosen)  # type: ignore[attr-defined]
+    real, own, g = batch["video"], batch["action"], given - 1  # g: the last given frame
+    led = {
+        "samples": own,
+        "another clip's actions": own.roll(1, 0),
+        "opposite actions": -own,
+        "no actions": torch.zeros_like(own),
+    }
+    sets = {REAL: real, "reconstructions": model.reconstruct(real)}
+    for name, actions in led.items():
+        told = {**batch, "action": torch.cat([own[:, :g], actions[:, g:]], 1)}
+        sets[name] = continued(model, told, given, rule, seed)
+    seen = {name: sights(probe.read(video)) for name, video in sets.items()}
+    meant = in_frames(course(tips[:, g], own[:, g:-1]), data.resolution)
+    until = {name: torch.full((len(real),), meant.shape[1]) for name in sets}
+    until["opposite actions"] = inside(course(tips[:, g], -own[:, g:-1]))
+    threshold = probe.config.threshold
+    really = moved(seen[REAL], given, threshold)
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name, sight in seen.items():
+        ways = way(sight, given)
+        values[name] = steering(ways, meant, until[name])
+        if name in OWN:
+            values[name] |= pushing(moved(sight, given, threshold), really)
+            values[name]["off"] = (ways - meant)[:, 1:].norm(dim=-1).double().mean(1).numpy()
+            accepted = acceptance(sight)[:, given:] >= threshold
+            values[name]["accepted"] = accepted.double().mean(1).numpy()
+    filled(values)
+    figures = rollout(model, batch, tips, probe, given, rule, seed)
+    return {"shown": dict(side_by_side(values, seed)), "rollout": dict(figures)}
+
+
+def check_pushing(model: VideoGPT, data: Dataset, probe: Probe) -> int:
+    """How many frames are given; ValueError for a model, data or a probe that don't fit."""
     check_probe(probe, "robot-push", data)
     check(model, data)
     given = given_frames(model)
@@ -185,40 +222,7 @@ def show_pushing(
         raise ValueError("what robot clips show can be told of the data robot-push only")
     if not given or not model.gpt.config.action_dim:
         raise ValueError("the model can't go on from frames as actions say; nothing can be told")
-    chosen, _ = choose(len(data), clips)
-    batch, tips = whole(data, chosen), data.endeffector(chosen)
-    real, own = batch["video"], batch["action"]
-    g = given - 1  # the last given frame
-    meant = course(tips[:, g], own[:, g:-1])
-    opposite = course(tips[:, g], -own[:, g:-1])
-    whole_way = torch.full((len(real),), meant.shape[1])
-    told = {
-        "samples": own,
-        "another clip's actions": own.roll(1, 0),
-        "opposite actions": -own,
-        "no actions": torch.zeros_like(own),
-    }
-    sets = {REAL: real, "reconstructions": model.reconstruct(real)}
-    for name, actions in told.items():
-        led = {**batch, "action": torch.cat([own[:, :g], actions[:, g:]], 1)}
-        sets[name] = continued(model, led, given, rule, seed)
-    seen = {name: sights(probe.read(video)) for name, video in sets.items()}
-    threshold, commanded = probe.config.threshold, in_frames(meant, data.resolution)
-    values: dict[str, dict[str, np.ndarray]] = {}
-    really = moved(seen[REAL], given, threshold)
-    for name, sight in seen.items():
-        lengths = inside(opposite) if name == "opposite actions" else whole_way
-        ways = way(sight, given)
-        values[name] = steering(ways, commanded, lengths)
-        if name in (REAL, "reconstructions", "samples"):
-            values[name] |= pushing(moved(sight, given, threshold), really)
-            off = (ways - commanded)[:, 1:].norm(dim=-1)
-            values[name]["off"] = off.double().mean(1).numpy()
-            accepted = acceptance(sight)[:, given:] >= threshold
-            values[name]["accepted"] = accepted.double().mean(1).numpy()
-    filled(values)
-    figures = rollout(model, batch, tips, probe, given, rule, seed)
-    return {"shown": dict(side_by_side(values, seed)), "rollout": dict(figures)}
+    return given
 
 
 def rollout(
@@ -240,16 +244,14 @@ def rollout(
     meant = in_frames(course(tips[:, g], actions[:, g:-1]), drawn.shape[2])
     of = steering(way(seen, given), meant, torch.full((len(drawn),), meant.shape[1]))["follows"]
     found = {
-        f"accepted, frames to {frames}": mean_figure(early, seed),
-        f"accepted, frames to {LENGTH}": mean_figure(late, seed),
+        f"accepted, frames {frames - LATE + 1} to {frames}": mean_figure(early, seed),
+        f"accepted, frames {LENGTH - LATE + 1} to {LENGTH}": mean_figure(late, seed),
     }
     ratio = ratio_figure(late.numpy(), early.numpy(), seed)
     if ratio:
-        found[f"accepted, {LENGTH} over {frames}"] = ratio
+        found["accepted, these over those"] = ratio
     if np.isfinite(of).any():
-        found[f"follows, {LENGTH} frames"] = mean_figure(
-            torch.from_numpy(of[np.isfinite(of)]), seed
-        )
+        found["follows"] = mean_figure(torch.from_numpy(of[np.isfinite(of)]), seed)
     return found
 
 

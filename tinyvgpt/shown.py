@@ -48,6 +48,7 @@ class Shown(NamedTuple):
 
     figure: Figure
     of_real: Figure | None  # none for real clips, or where theirs is 0
+    clips: int  # that have a value
 
 
 Table = dict[str, dict[str, Shown]]  # by measure and set
@@ -233,9 +234,10 @@ def side_by_side(values: Mapping[str, Values], seed: int) -> Table:
     for measure, real in values[REAL].items():
         table[measure] = {}
         for name, of in values.items():
-            if np.isfinite(of[measure]).any():
+            count = int(np.isfinite(of[measure]).sum())
+            if count:
                 ratio = None if name == REAL else ratio_figure(of[measure], real, seed)
-                table[measure][name] = Shown(mean_of(of[measure], seed), ratio)
+                table[measure][name] = Shown(mean_of(of[measure], seed), ratio, count)
     return {measure: of for measure, of in table.items() if of}
 
 

@@ -16,11 +16,11 @@ from tinyvgpt.data import EMBEDDED
 from tinyvgpt.encode import looks
 from tinyvgpt.evaluate import DISTANCES, REAL, check, check_given, choose, evaluate
 from tinyvgpt.features import Features, I3DFeatures
-from tinyvgpt.frechet import DISTANCE_RESAMPLES, LEVEL, RESAMPLES, Figure
+from tinyvgpt.frechet import DISTANCE_RESAMPLES, LEVEL, RESAMPLES, Figure, check_enough
 from tinyvgpt.probes import Probe, ProbeFeatures
 from tinyvgpt.pushing import LENGTH, show_pushing
 from tinyvgpt.sampling import SamplingRule
-from tinyvgpt.shown import GIVEN, Shown, show_digits
+from tinyvgpt.shown import Shown, given_frames, show_digits
 
 WORDS = {
     "bits_per_token": "bits a token",
@@ -49,7 +49,7 @@ WORDS = {
     "accepted": "frames with hand and objects",
 }
 TITLES = {
-    "going on": f"going on from {GIVEN} frames",
+    "going on": "going on from given frames",
     "rollout": f"clips of {LENGTH} frames, by their actions there and back",
 }
 SHOW = {"moving-mnist": show_digits, "robot-push": show_pushing}  # by the probe's name
@@ -108,14 +108,17 @@ class Evaluate(ClipOptions):
         probe = self.open_probe(name, data.channels, device)
         features: list[Features] = [] if self.i3d is None else [I3DFeatures(self.i3d, device)]
         features += [ProbeFeatures(probe)] if probe and self.probe else []
+        for network in features:
+            check_enough(network.name, network.size, network.least, len(chosen))
         options: dict[str, Any] = {"rule": rule, "seed": self.seed}
+        given = check_given(model, self.given)
         with exact_float32(True):
-            figures: dict[str, Any] = dict(
-                evaluate(model, data, self.clips, features=features, given=self.given, **options)
-            )
+            shown: dict[str, Any] = {}
             if probe and self.read:
-                show = SHOW[probe.config.name]
-                figures |= show(model, data, probe, self.clips, **options)
+                shown = dict(SHOW[probe.config.name](model, data, probe, self.clips, **options))
+            figures: dict[str, Any] = dict(
+                evaluate(model, data, self.clips, features=features, given=given, **options)
+            )
         told = [what for what, is_told in conditioned(model.gpt.config).items() if is_told]
         about = self.about(name, device, told) | {
             "split_clips": len(data),
@@ -123,16 +126,18 @@ class Evaluate(ClipOptions):
             "clips": len(chosen),
         }
         if features:
-            given = check_given(model, self.given)
             about |= protocol(features, len(chosen), len(others), given)
         if features or self.read:
             about["sampling"] = asdict(rule)
+        if self.read:
+            about["first_frames_gone_on_from"] = given_frames(model)
         if probe:
             about["probe"] = asdict(probe.config) | {"name": ProbeFeatures(probe).name}
+        figures |= shown
         path = record({**about, **as_json(figures)}, self.out.stem, self.command(), self.out.parent)
         given_words = f", told their {' and '.join(told)}" if told else ""
         title = f"{self.model} on {len(chosen)} clips of {name} {self.split}{given_words}"
-        print(table(figures, title))
+        print(table(figures, title, len(chosen)))
         print(f"record in {path}")
 
     def rule(self, config: GPTConfig) -> SamplingRule:
@@ -233,12 +238,15 @@ def as_json(figures: Any) -> Any:
         return {"value": figures.value, "interval": [figures.low, figures.high]}
     if isinstance(figures, Shown):
         of_real = {} if figures.of_real is None else {"of_real": as_json(figures.of_real)}
-        return {**as_json(figures.figure), **of_real}
+        return {**as_json(figures.figure), **of_real, "clips": figures.clips}
     return {name: as_json(of) for name, of in figures.items()}
 
 
-def table(figures: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """Figures a line each with their intervals, and how many times real clips' they are."""
+def table(figures: Mapping[str, Mapping[str, Any]], title: str, clips: int) -> str:
+    """Figures a line each with their intervals, and how many times real clips' they are.
+
+    Where fewer than `clips` clips have a value, how many they are.
+    """
     lines = [title, f"{'':42}   {LEVEL * 100:.0f} % interval"]
     for group, of in figures.items():
         if group in TITLES:
@@ -249,9 +257,10 @@ def table(figures: Mapping[str, Mapping[str, Any]], title: str) -> str:
                 lines.append(f"{words:32}{in_digits(figure)}")
                 continue
             lines.append(words)
-            for clips, (shown, of_real) in figure.items():
-                ratio = f"   of real clips' {in_digits(of_real)}" if of_real else ""
-                lines.append(f"  {clips:30}{in_digits(shown)}{ratio}")
+            for of_clips, shown in figure.items():
+                ratio = f"   of real clips' {in_digits(shown.of_real)}" if shown.of_real else ""
+                some = f"   ({shown.clips} clips)" if shown.clips < clips else ""
+                lines.append(f"  {of_clips:30}{in_digits(shown.figure)}{ratio}{some}")
     return "\n".join(lines)
 
 
