@@ -193,6 +193,13 @@ def test_show_pushing(data, monkeypatch):
     assert follow["opposite actions"] < -0.9
     assert abs(follow["another clip's actions"]) < 0.5
     assert abs(follow["no actions"]) < 0.2
+    tips, actions = data.endeffector(chosen)[:, 3], data.batch(chosen)["action"][:, 3:-1]
+    until = inside(pushing.course(tips, -actions))  # what leaves the tray can't be compared
+    meant = pushing.in_frames(pushing.course(tips, actions), 64)
+    far = [(x[:n].amax(0) - x[:n].amin(0)).amax() for x, n in zip(meant, until, strict=True)]
+    counted = sum(n >= 5 and d >= 3 for n, d in zip(until.tolist(), far, strict=True))
+    assert shown["follows"]["opposite actions"].clips == counted < 12
+    assert shown["follows"]["samples"].clips == 12
     assert shown["off"]["samples"].figure.value < 3
     assert shown["accepted"]["samples"].figure.value == 1
     assert shown["left"]["samples"].figure.value == 0  # nothing moves
