@@ -40,7 +40,7 @@ from tinyvgpt.notebook import style
 from tinyvgpt.presets import moving_mnist
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.store import write_atomically
-from tinyvgpt.train import train_gpt, train_vqvae
+from tinyvgpt.train import about_data, train_gpt, train_vqvae
 
 BASE = "512 codes, axial"
 TOKENIZERS: dict[str, dict[str, Any]] = {  # what each changes of the base
@@ -217,6 +217,7 @@ def folder_of(runs: Path, name: str, seed: int) -> Path:
 def ablate(plan: Plan, runs: Path, data: Dataset, test: Dataset) -> dict[str, dict[str, list]]:
     """The figures of all runs, by name, each with a value a seed."""
     results: dict[str, dict[str, list]] = {}
+    shared = {"clips": plan.clips, "data": about_data(data), "test": about_data(test)}
     for seed, name in product(range(plan.seeds), (*TOKENIZERS, *GPTS)):
         folder, given = folder_of(runs, name, seed), (plan, name, seed)
         if name in TOKENIZERS:
@@ -227,7 +228,7 @@ def ablate(plan: Plan, runs: Path, data: Dataset, test: Dataset) -> dict[str, di
             settings = {**asdict(plan.gpt), **asdict(plan.train_gpt), **changes}
             of = folder_of(runs, tokenizer, seed)
             work = partial(gpt_run, *given, (of, folder), data, test)
-        figures = finished(folder, {**settings, "seed": seed, "clips": plan.clips}, work)
+        figures = finished(folder, {**settings, "seed": seed, **shared}, work)
         for figure, value in figures.items():
             results.setdefault(name, {}).setdefault(figure, []).append(value)
     return results
@@ -285,7 +286,8 @@ def main() -> None:
     print(table(results))
     about = {
         "device": device_name(str(device)),
-        "data": f"moving-mnist, test clips 0 to {chosen.clips - 1}",
+        "data": f"moving-mnist, {about_data(data)}",
+        "measured_on": f"the first {chosen.clips} test clips",
         "steps": chosen.train_vqvae.steps,
         "batch_size": chosen.train_vqvae.batch_size,
         "seeds": list(range(chosen.seeds)),

@@ -52,6 +52,7 @@ class DigitFrames:
         """Takes the first `clips` clips for `of_kind`; training ones are endless."""
         size = None if split == "train" else clips
         self.data, self.device = MovingMNIST(split, digits=mnist, size=size), device
+        self.about = f"{len(load(split, mnist).labels):,} digits"
 
     def batch(self, step: int) -> Truth:
         """Frames of clips of which every third digit is spoilt."""

@@ -40,7 +40,7 @@ class PushFrames:
         assert isinstance(data, RobotPush)
         if len(data) < 2:
             raise ValueError(f"blends take 2 videos of {split}, there is {len(data)}")
-        every = range(len(data))
+        every, self.about = range(len(data)), f"{len(data):,} videos"
         colours = data.colours(every)[:, None].expand(-1, FRAMES, -1)
         self.video = data.batch(every, device)["video"].flatten(0, 1)
         tips = in_picture(data.endeffector(every))[..., None, :]

@@ -36,6 +36,7 @@ class Frames(Protocol):
 
     config: ProbeConfig  # of the probe
     kinds: tuple[str, ...]  # of spoilt frames
+    about: str  # what they are made of
 
     def batch(self, step: int) -> Truth: ...  # to train on
     def of_kind(self, kind: int) -> Truth: ...  # to measure on
@@ -142,6 +143,8 @@ def main() -> None:
     chosen.to(device).eval().save(out)
     result = {
         "device": device_name(str(device)),
+        "trained on": training.about,
+        "tested on": test.about,
         "steps": args.steps,
         "threshold": threshold,
         "real validation frames accepted": round(accepted, 4),

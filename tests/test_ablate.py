@@ -98,6 +98,8 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, few, data, monkeypatch):
 def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path, few, data):
     plan = ablate.smoke()
     ablate.ablate(plan, tmp_path, *data)
+    with pytest.raises(ValueError, match="has a run with another data; give another --runs"):
+        ablate.ablate(plan, tmp_path, open_dataset("moving-mnist", seed=1), data[1])
     other = replace(plan, train_vqvae=replace(plan.train_vqvae, lr=1e-4))
     with pytest.raises(ValueError, match=r"512-codes-axial-seed-0 has a run with another lr; give"):
         ablate.ablate(other, tmp_path, *data)

@@ -264,6 +264,7 @@ def test_main(tmp_path, monkeypatch):
     assert found["command"] == command
     assert found["spoilt frames rejected"].keys() == set(DigitFrames.kinds)
     assert found["frames"] == 64
+    assert found["trained on"].endswith(" digits")
     assert 0 <= found["real frames accepted"] <= 1
 
 
