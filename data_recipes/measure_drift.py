@@ -23,12 +23,7 @@ from torch import Tensor
 
 from tinyvgpt import VideoGPT, open_dataset, video
 from tinyvgpt.bench import device_name, record
-
-
-def back_and_forth(actions: Tensor, length: int) -> Tensor:
-    """Actions (B, T, A), then what undoes them, and again: (B, length, A)."""
-    course = torch.cat([actions, -actions.flip(1)], 1)
-    return course.repeat(1, -(-length // course.shape[1]), 1)[:, :length]
+from tinyvgpt.pushing import back_and_forth
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ from tinyvgpt import counter
 
 if TYPE_CHECKING:
     from push_view import Eyes
-    from push_world import World
+    from push_world import Thing, World
 
 FRAMES = 30
 CLIPS_A_FILE = 8  # an interrupted run makes as many again, at most
@@ -91,13 +91,20 @@ def eyes() -> "Eyes":
     return Eyes()
 
 
-def play(seed: int, split: str, index: int) -> Iterator[tuple["World", np.ndarray]]:
-    """Lets a clip happen: yields its world at each frame, and the action that comes next, (4,)."""
-    from push_policy import Policy, scatter
-    from push_world import World
+def begun(seed: int, split: str, index: int) -> tuple[np.random.Generator, list["Thing"]]:
+    """A clip's source of chance, from which its objects have been drawn, and these."""
+    from push_policy import scatter
 
     rng = np.random.default_rng(int(counter.bits(seed, SPLITS.index(split), index)))
-    things = scatter(rng)
+    return rng, scatter(rng)
+
+
+def play(seed: int, split: str, index: int) -> Iterator[tuple["World", np.ndarray]]:
+    """Lets a clip happen: yields its world at each frame, and the action that comes next, (4,)."""
+    from push_policy import Policy
+    from push_world import World
+
+    rng, things = begun(seed, split, index)
     policy = Policy(rng, things)
     world = World(things, policy.tip, policy.turn)
     for _ in range(FRAMES):

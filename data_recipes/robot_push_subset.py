@@ -6,14 +6,20 @@
 takes all clips of the folder, as camera aux1 sees them. Running it again on the same clips gives
 the same arrays, whose sha256 it prints. With --out FILE it packs any number of clips into another
 file, on which TINYVGPT_ROBOT_PUSH=FILE trains.
+
+    python data_recipes/robot_push_subset.py --add-colours FILE --seed 0
+
+adds the objects' colours, which files packed earlier lack, to one whose clips are of that seed.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from recipe import run
-from robot_push import FOLDER, FRAMES, SPLITS, Part
+from robot_push import FOLDER, FRAMES, SPLITS, Part, begun
 from tfrecords import decode_example, read_records
 
 from tinyvgpt.data import robot_push, still_camera
@@ -21,6 +27,7 @@ from tinyvgpt.store import write_atomically
 
 LARGEST_FILE = 6_000_000  # bytes, in the package
 CAMERA = "image_aux1/encoded"
+NEAR = 3.0  # pixels from where an object was put to where it came to rest
 
 
 def read_clip(record: bytes) -> dict[str, np.ndarray]:
@@ -56,28 +63,71 @@ def read_split(folder: Path, split: str) -> dict[str, np.ndarray]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, required=True, help="folder that robot_push.py wrote")
-    parser.add_argument("--out", type=Path, default=robot_push.FILE, help="the file to write")
-    options = parser.parse_args()
-    arrays = {}
+def colours(seed: int, split: str, tracks: np.ndarray) -> np.ndarray:
+    """The colours of all clips' objects, int8 (N, n), as `robot_push.COLOURS` numbers them; or -1.
+
+    Raises:
+        ValueError: the objects of that seed's clips are not where `tracks` (N, T, n, 2) begin.
+    """
+    found = np.full(tracks[:, 0, :, 0].shape, -1, np.int8)
+    for clip, track in enumerate(tracks[:, 0]):
+        _, things = begun(seed, split, clip)
+        places = torch.tensor([(*thing.position, thing.height) for thing in things])
+        seen, count = robot_push.in_picture(places).numpy(), len(things)
+        there = np.isfinite(track[:, 0])
+        if there.sum() != count or np.abs(seen - track[:count]).max() > NEAR:
+            raise ValueError(f"{split} clip {clip} is not of seed {seed}: it has other objects")
+        found[clip, :count] = [robot_push.COLOURS.index(thing.colour) for thing in things]
+    return found
+
+
+def pack_folder(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of all clips of a folder."""
+    arrays, seed = {}, json.loads((folder / "robot_push.json").read_text())["seed"]
     for split in SPLITS:
-        clips = read_split(options.clips, split)
+        clips = read_split(folder, split)
         packed = {**still_camera.pack(clips.pop("video")), **clips}
+        packed["colours"] = colours(seed, split, clips["tracks"])
         arrays |= {f"{split}_{name}": array for name, array in packed.items()}
         print(f"{split}: {len(clips['action'])} clips, in {len(packed['colour'])} bytes of colour")
+    return arrays
+
+
+def with_colours(path: Path, seed: int) -> dict[str, np.ndarray]:
+    """The arrays of a packed file, and the colours of its objects."""
+    for split in SPLITS:
+        robot_push.load(split, path)  # refused, if it is no such file
+    with np.load(path) as file:
+        arrays = dict(file)
+    named = {f"{s}_colours": colours(seed, s, arrays[f"{s}_tracks"]) for s in SPLITS}
+    return arrays | named
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="folder that robot_push.py wrote")
+    source.add_argument("--add-colours", type=Path, metavar="FILE", help="a packed file")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips in that file (0)")
+    parser.add_argument("--out", type=Path, help="the file to write; by default the package's")
+    options = parser.parse_args()
+    if options.add_colours:
+        out = options.out or options.add_colours
+        arrays = with_colours(options.add_colours, options.seed)
+    else:
+        out, arrays = options.out or robot_push.FILE, pack_folder(options.clips)
 
     def write(path: Path) -> None:
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
-        if options.out == robot_push.FILE and path.stat().st_size > LARGEST_FILE:
+        if out == robot_push.FILE and path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"the clips take {path.stat().st_size} bytes, over {LARGEST_FILE}")
 
-    write_atomically({options.out: write})
-    print(f"{options.out}: {options.out.stat().st_size} bytes")
+    write_atomically({out: write})
+    robot_push._load.cache_clear()
+    print(f"{out}: {out.stat().st_size} bytes")
     for split in SPLITS:
-        clips = robot_push.load(split, options.out)
+        clips = robot_push.load(split, out)
         print(f"{split}: arrays' sha256 {robot_push.digest(clips)}")
 
 

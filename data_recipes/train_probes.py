@@ -1,112 +1,71 @@
-"""Trains the probe that reads Moving MNIST, and measures how far it can be trusted.
+"""Trains the probe of a dataset, which reads its frames, and measures how far it can be trusted.
 
-    python data_recipes/train_probes.py --mnist FOLDER
+    python data_recipes/train_probes.py --probe moving-mnist --mnist FOLDER
+    python data_recipes/train_probes.py --probe robot-push
 
-The probe sees frames as they are, and frames in which digits were spoilt: two blended into one, one
-blurred, its strokes in disorder. These it must not take for digits. The score that counts is then
-chosen on validation frames: the lowest at which 95 % of the spoilt ones are rejected. At that score
-test frames are read: how many real ones are accepted, how many spoilt ones of each kind rejected,
-how often a digit that is marked is the right one, how far off its middle is.
+The probe sees frames as they are, and spoilt ones (`digit_frames`, `push_frames`), whose spoilt
+parts it must not take for what they were. A frame is accepted that shows both digits, or the hand
+and two objects, with a score that is chosen on validation frames: the lowest at which 95 % of the
+spoilt ones of each kind are rejected. At that score test frames are read: how many real ones are
+accepted, how many spoilt ones of each kind rejected, how right readings are, how far off places.
 
-Shapes: B clips · T frames · N = B·T frames · n = 2 digits of a clip.
+Shapes: N frames.
 """
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from read_digits import scramble, shift
+from digit_frames import REAL, DigitFrames, Truth
+from push_frames import PushFrames
 from recipe import run
 from torch import Tensor
 
 from tinyvgpt.bench import device_name, record
-from tinyvgpt.data import MovingMNIST
-from tinyvgpt.data.mnist import SIDE, load
-from tinyvgpt.data.moving_mnist import render
-from tinyvgpt.probes import FOLDER, Probe, ProbeConfig, loss, targets
+from tinyvgpt.probes import FOLDER, Probe, ProbeConfig, Readings, loss, targets
 
-KINDS = ("blend", "blur", "strokes")  # of spoilt digits
-CLIPS = 32  # of a step
-REJECTED = 0.95  # of spoilt validation frames
+REJECTED = 0.95  # of spoilt validation frames of each kind
 
 
-def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Images (B, 28, 28) through a Gaussian of width `sigma` pixels (B,) each."""
-    line = torch.arange(-12, 13)
-    weights = torch.exp(-(line**2) / (2 * sigma[:, None] ** 2))
-    weights = weights / weights.sum(1, keepdim=True)  # (B, 25)
-    for axis in (2, 3):
-        kernel = weights[:, None].unsqueeze(axis)  # (B, 1, 1, 25) or (B, 1, 25, 1)
-        padding = [0, 12] if axis == 2 else [12, 0]
-        images = F.conv2d(images[None], kernel, padding=padding, groups=len(images))[0]
-    return images
+class Frames(Protocol):
+    """What training asks of a dataset's frames."""
 
+    config: ProbeConfig  # of the probe
+    kinds: tuple[str, ...]  # of spoilt frames
+    about: str  # what they are made of
 
-def spoilt(images: Tensor, others: Tensor, kind: str) -> Tensor:
-    """What is no digit, made of digits (B, 28, 28) in 0 … 1."""
-    if kind == "blend":
-        return torch.maximum(images, shift(others, 0, 4))
-    if kind == "blur":
-        return blurred(images, 2.5 + 1.5 * torch.rand(len(images)))
-    return scramble(images)
-
-
-def frames_of(
-    data: MovingMNIST, indices: Tensor, kinds: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames of clips whose digits are as they are, or spoilt.
-
-    Args:
-        data: the clips.
-        indices: B of them.
-        kinds: int64 (B, n), -1 for a digit as it is, or an index into KINDS.
-        device: where to render.
-
-    Returns:
-        Frames uint8 (N, H, W, 1), and for `targets` classes (N, n) and middles (N, n, 2).
-    """
-    path = data.trajectories(indices)
-    digits = load(data.split, data.digits)
-    images = torch.from_numpy(digits.images[path.digits]).float() / 255  # (B, n, 28, 28)
-    flat, which = images.flatten(0, 1), kinds.flatten()
-    others = flat[torch.randperm(len(flat))]
-    for i, kind in enumerate(KINDS):
-        chosen = which == i
-        if chosen.any():
-            flat[chosen] = spoilt(flat[chosen], others[chosen], kind)
-    drawn = (255 * flat.clamp(0, 1)).round().byte().view(images.shape).to(device)
-    places = torch.from_numpy(path.positions)  # (B, T, n, 2)
-    frames = render(drawn, places.to(device), data.resolution).flatten(0, 1)
-    classes = torch.where(kinds < 0, torch.from_numpy(path.classes), -1)
-    classes = classes[:, None].expand(-1, data.frames, -1).flatten(0, 1)
-    return frames, classes.to(device), (places.flatten(0, 1) + SIDE / 2).float().to(device)
+    def batch(self, step: int) -> Truth: ...  # to train on
+    def of_kind(self, kind: int) -> Truth: ...  # to measure on
+    def score(self, readings: Readings) -> Tensor: ...  # how certain a frame is (N,)
+    def told(
+        self, readings: Readings, classes: Tensor, places: Tensor, threshold: float
+    ) -> dict[str, float]: ...  # how right readings are
 
 
 def weathered(frames: Tensor) -> Tensor:
-    """Floats (N, 1, H, W) of frames, some softened and with noise, as tokenizers leave them."""
+    """Floats (N, C, H, W) of frames, some softened and with noise, as tokenizers leave them."""
     x = frames.movedim(-1, 1).float() / 255
-    soft = F.avg_pool2d(x, 3, stride=1, padding=1)
+    soft = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
     share = 0.6 * torch.rand(len(x), 1, 1, 1, device=x.device)
     x = (1 - share) * x + share * soft
     return (x + 0.04 * torch.rand_like(share) * torch.randn_like(x)).clamp(0, 1)
 
 
-def train(mnist: str | None, steps: int, device: torch.device) -> Probe:
-    """A probe, trained on clips of which every third digit is spoilt."""
+def train(frames: Frames, steps: int, device: torch.device) -> Probe:
+    """A probe, trained on `frames`."""
     torch.manual_seed(0)
-    data = MovingMNIST("train", digits=mnist)
-    probe = Probe(ProbeConfig("moving-mnist", tuple("0123456789"), 2)).to(device)
+    probe = Probe(frames.config).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for step in range(steps):
-        indices = torch.arange(step * CLIPS, (step + 1) * CLIPS) % len(data)
-        kinds = torch.randint(3 * len(KINDS), (CLIPS, 2))
-        kinds[kinds >= len(KINDS)] = -1
-        frames, classes, places = frames_of(data, indices, kinds, device)
+        seen, classes, places = frames.batch(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            marks, shifts = probe(weathered(frames))
-        wanted = targets(classes, places, 10, marks.shape[-1])
+            marks, shifts = probe(weathered(seen))
+        wanted = targets(classes, places, len(frames.config.classes), marks.shape[-1])
         value = loss(marks.float(), shifts.float(), wanted)
         optimizer.zero_grad()
         value.backward()
@@ -117,36 +76,34 @@ def train(mnist: str | None, steps: int, device: torch.device) -> Probe:
     return probe.eval()
 
 
-def second_scores(probe: Probe, data: MovingMNIST, kind: int) -> Tensor:
-    """The less certain digit's score in each frame (N,) of clips whose digits are of a kind."""
-    device = probe.marks.weight.device
-    kinds = torch.full((len(data), 2), kind)
-    frames, _, _ = frames_of(data, torch.arange(len(data)), kinds, device)
-    return probe.read(frames).scores[:, 1]
+def scores(probe: Probe, frames: Frames, kind: int) -> Tensor:
+    """How certain each frame of a kind is, (N,)."""
+    return frames.score(probe.read(frames.of_kind(kind)[0]))
 
 
-def trusted(probe: Probe, data: MovingMNIST) -> dict[str, object]:
-    """What test clips show of the probe."""
-    threshold, device = probe.config.threshold, probe.marks.weight.device
-    real = torch.full((len(data), 2), -1)
-    frames, classes, places = frames_of(data, torch.arange(len(data)), real, device)
-    readings = probe.read(frames)
-    classes, places = classes.cpu(), places.cpu()
-    accepted = readings.scores[:, 1] >= threshold
-    right = readings.classes.sort(1)[0] == classes.sort(1)[0]
-    order, wanted = readings.classes.argsort(1), classes.argsort(1)
-    at = [x.gather(1, i[..., None].expand(-1, -1, 2)) for x, i in
-          ((readings.places, order), (places, wanted))]  # fmt: skip
-    apart = (at[0] - at[1]).norm(dim=-1)
-    clear = accepted & right.all(1) & (classes[:, 0] != classes[:, 1])
+def lowest_score(probe: Probe, frames: Frames) -> float:
+    """The lowest score, to three digits, that rejects enough spoilt frames of each kind."""
+    least = max(
+        scores(probe, frames, kind).quantile(REJECTED).item() for kind in range(len(frames.kinds))
+    )
+    step = 10.0 ** (math.floor(math.log10(max(least, 1e-9))) - 2)
+    return float(f"{(math.floor(least / step + 1e-3) + 1) * step:.3g}")
+
+
+def trusted(probe: Probe, frames: Frames) -> dict[str, object]:
+    """What test frames show of the probe."""
+    threshold = probe.config.threshold
+    real, classes, places = frames.of_kind(REAL)
+    readings = probe.read(real)
+    accepted = frames.score(readings) >= threshold
+    told = frames.told(readings, classes.cpu(), places.cpu(), threshold)
     return {
-        "frames": len(frames),
+        "frames": len(real),
         "real frames accepted": round(accepted.float().mean().item(), 4),
-        "of these with both digits right": round(right[accepted].all(1).float().mean().item(), 4),
-        "middles off by, pixels": round(apart[clear].mean().item(), 2),
+        **{name: round(value, 4) for name, value in told.items()},
         "spoilt frames rejected": {
-            name: round((second_scores(probe, data, i) < threshold).float().mean().item(), 4)
-            for i, name in enumerate(KINDS)
+            name: round((scores(probe, frames, i) < threshold).float().mean().item(), 4)
+            for i, name in enumerate(frames.kinds)
         },
     }
 
@@ -156,35 +113,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--probe", choices=("moving-mnist", "robot-push"), required=True)
     parser.add_argument("--mnist", help="folder with all of MNIST; else the package's digits")
     parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--clips", type=int, default=512, help="of each test; 16 frames each")
-    parser.add_argument("--out", type=Path, default=FOLDER / "moving-mnist")
+    parser.add_argument("--clips", type=int, default=512, help="of digits, of each test")
+    parser.add_argument("--out", type=Path, help="by default where shipped probes are")
     parser.add_argument("--results", type=Path, default=Path("book/results"))
     args = parser.parse_args()
+    for name in ("steps", "clips"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, it must be at least 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    probe = train(args.mnist, args.steps, device)
-    held_out, test = (
-        MovingMNIST(split, digits=args.mnist, size=args.clips) for split in ("val", "test")
-    )
-    scores = torch.cat([second_scores(probe, held_out, kind) for kind in range(len(KINDS))])
-    threshold = float(f"{scores.quantile(REJECTED).item():.3g}")
-    accepted = (second_scores(probe, held_out, -1) >= threshold).float().mean().item()
+    splits: list[Frames] = [
+        PushFrames(split, device)
+        if args.probe == "robot-push"
+        else DigitFrames(split, device, args.mnist, args.clips)
+        for split in ("train", "val", "test")
+    ]
+    training, held_out, test = splits
+    probe = train(training, args.steps, device)
+    threshold = lowest_score(probe, held_out)
+    accepted = (scores(probe, held_out, REAL) >= threshold).float().mean().item()
+    if not accepted:
+        raise ValueError(f"no real validation frame is certain to {threshold:.3g}: give more steps")
     print(f"from a score of {threshold}: {accepted:.1%} of real validation frames accepted")
-    chosen = Probe(ProbeConfig("moving-mnist", tuple("0123456789"), 2, threshold=threshold))
+    chosen = Probe(replace(probe.config, threshold=threshold))
     chosen.load_state_dict(probe.state_dict())
-    chosen.to(device).eval().save(args.out)
-    found = trusted(Probe.from_pretrained(args.out).to(device), test)
+    out = args.out or FOLDER / args.probe
+    chosen.to(device).eval().save(out)
     result = {
         "device": device_name(str(device)),
+        "trained on": training.about,
+        "tested on": test.about,
         "steps": args.steps,
         "threshold": threshold,
-        **found,
+        "real validation frames accepted": round(accepted, 4),
+        **trusted(Probe.from_pretrained(out).to(device), test),
     }
-    words = ["--steps", args.steps] + (["--mnist", "FOLDER"] if args.mnist else [])
+    words = ["--probe", args.probe, "--steps", args.steps]
+    words += ["--mnist", "FOLDER"] if args.mnist else []
     command = " ".join(["python data_recipes/train_probes.py", *map(str, words)])
     print(result)
-    record(result, "moving-mnist-probe", command, args.results)
+    record(result, f"{args.probe}-probe", command, args.results)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Clips:
 class Brightness:
     """Features: the mean of each frame."""
 
-    name, size, least, protocol = "brightness", 4, 5, {}
+    name, distance, size, least, protocol = "brightness", "FVD", 4, 5, {}
 
     def __call__(self, clips):
         return clips.float().mean((2, 3, 4))
@@ -194,7 +194,7 @@ def test_frames_of_an_encoder_only_steer(causal):
 def test_evaluate():
     """All groups, by hand from all the clips at once; the mode of the model is as it was."""
     model, data = build(**CONDITIONS), Clips()
-    found = evaluate.evaluate(model, data, 20, features=Brightness(), seed=2)
+    found = evaluate.evaluate(model, data, 20, features=[Brightness()], seed=2)
     assert model.training
     model.eval()
     chosen = [i * 39 // 19 for i in range(20)]
@@ -219,12 +219,12 @@ def test_evaluate():
         "FVD": compare(drawn, real, 2),
         "R-FVD": compare(reconstructions, real, 2),
         "FVD*": compare(drawn, reconstructions, 2),
-        REAL: compare(real, others, 2),
+        REAL.format("FVD"): compare(real, others, 2),
     }
     assert found["distances"].keys() == expected.keys()
     for name, figure in expected.items():
         assert tuple(found["distances"][name]) == pytest.approx(tuple(figure), rel=1e-3), name
-    assert evaluate.evaluate(model, data, 20, features=Brightness(), seed=2) == found
+    assert evaluate.evaluate(model, data, 20, features=[Brightness()], seed=2) == found
 
 
 def of_brightness(clips):
@@ -232,13 +232,15 @@ def of_brightness(clips):
 
 
 def test_halves_of_real_clips_where_there_are_no_others():
-    found = evaluate.evaluate(build(), Clips(30, label_names=None), 16, features=Brightness())
+    found = evaluate.evaluate(build(), Clips(30, label_names=None), 16, features=[Brightness()])
     real = of_brightness(Clips().batch([i * 29 // 15 for i in range(16)])["video"])
-    assert found["distances"][REAL].value == pytest.approx(distance(*halves(real)), rel=1e-4)
+    assert found["distances"][REAL.format("FVD")].value == pytest.approx(
+        distance(*halves(real)), rel=1e-4
+    )
 
 
 def test_given_frames_are_in_samples():
-    fields = {"features": Brightness(), "seed": 0}
+    fields = {"features": [Brightness()], "seed": 0}
     model, data = build(), Clips(label_names=None)
     none, some = (evaluate.evaluate(model, data, 6, given=n, **fields) for n in (None, 2))
     assert none["distances"]["FVD"] != some["distances"]["FVD"]
@@ -272,7 +274,7 @@ def test_clips_are_spread(size, clips):
         (
             {},
             {},
-            {"clips": 4, "features": Brightness()},
+            {"clips": 4, "features": [Brightness()]},
             "4 clips are too few for a distance between 4 features of brightness: at least 5 are",
         ),
         ({}, {}, {"given": 3}, "given is 3, must be a multiple of 2 from 0 to 2"),

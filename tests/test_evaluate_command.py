@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,9 +20,13 @@ from tinyvgpt import (
     evaluate,
     frechet,
     open_dataset,
+    probes,
+    shown,
 )
 from tinyvgpt.encode import encode_folder
 from tinyvgpt.features import I3DFeatures
+from tinyvgpt.probes import Probe, ProbeConfig
+from tinyvgpt.sampling import SamplingRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 TINY = VQVAEConfig(
@@ -59,6 +65,16 @@ def i3d(tmp_path, monkeypatch):
     return tmp_path / "i3d.pt"
 
 
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """A probe that has learnt nothing, and counts whatever it marks: 8 features."""
+    torch.manual_seed(0)
+    config = ProbeConfig("moving-mnist", tuple("0123456789"), 2, width=2, threshold=0.0)
+    folder = tmp_path_factory.mktemp("probe")
+    Probe(config).save(folder)
+    return folder
+
+
 def run(*words: object) -> int:
     return cli.main([str(word) for word in words])
 
@@ -95,25 +111,59 @@ def test_distances(model, i3d, tmp_path, capsys):
         "FVD",
         "R-FVD",
         "FVD*",
-        "real from real",
+        "FVD, real from real",
     ]
     found = json.loads(out.read_text())
-    assert found["distances"].keys() == {"FVD", "R-FVD", "FVD*", "real from real"}
+    assert found["distances"].keys() == {"FVD", "R-FVD", "FVD*", "FVD, real from real"}
     assert found["distances_between"] == {
         "FVD": ["samples", "real"],
         "R-FVD": ["reconstructions", "real"],
         "FVD*": ["samples", "reconstructions"],
-        "real from real": "6 clips and 6 others",
+        "FVD, real from real": "6 clips and 6 others",
     }
-    assert (found["features"]["size"], found["features"]["frames"]) == (400, 16)
-    assert found["features"]["resizing"].startswith("224 × 224")
-    assert found["features"]["clips_of_published_figures"] == 256
+    assert (found["features"]["FVD"]["size"], found["features"]["FVD"]["frames"]) == (400, 16)
+    assert found["features"]["FVD"]["resizing"].startswith("224 × 224")
+    assert found["features"]["FVD"]["clips_of_published_figures"] == 256
     assert found["first_frames_given"] == 4
     assert f"--i3d {i3d} --given 4" in found["command"]
     assert run("evaluate", model, *options, "--given", 8) == 0
     other = json.loads(out.read_text())["distances"]
     assert other["FVD"] != found["distances"]["FVD"]
     assert other["R-FVD"] == found["distances"]["R-FVD"]
+
+
+def test_probe(model, probe, i3d, tmp_path, capsys):
+    """Distances of its features beside I3D's, and what clips show, as `shown` finds them."""
+    out = tmp_path / "figures.json"
+    options = ["--data", "moving-mnist", "--clips", 9, "--probe-from", probe, "--out", out]
+    more = ["--temperature", 0.5, "--top-p", 0.9, "--seed", 2]
+    assert run("evaluate", model, *options, *more, "--probe", "--read", "--i3d", i3d) == 0
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    names = [n.format(of) for of in ("FVD", "FD") for n in (*evaluate.DISTANCES, evaluate.REAL)]
+    assert list(found["distances"]) == list(found["distances_between"]) == names
+    assert found["features"]["FD"]["size"] == 8
+    assert found["probe"]["name"] == found["features"]["FD"]["name"]
+    assert found["first_frames_gone_on_from"] == 4
+    assert (found["sampling"]["temperature"], found["sampling"]["top_p"]) == (0.5, 0.9)
+    assert found["command"].endswith("--temperature 0.5 --top-p 0.9 --seed 2 --probe --read")
+    loaded = VideoGPT.from_pretrained(model)
+    data = open_dataset("moving-mnist", "test", frames=16, resolution=32)
+    rule = SamplingRule(temperature=0.5, top_p=0.9)
+    again = shown.show_digits(loaded, data, Probe.from_pretrained(probe), 9, rule=rule, seed=2)
+    for measure, of in again["shown"].items():
+        for name, (figure, of_real, clips) in of.items():
+            in_file = found["shown"][measure][name]
+            assert in_file["clips"] == clips
+            assert in_file["value"] == figure.value
+            assert in_file["interval"] == list(figure[1:])
+            assert ("of_real" in in_file) == (of_real is not None)
+            if of_real:
+                assert in_file["of_real"]["value"] == of_real.value
+    for name, figure in again["going on"].items():
+        assert found["going on"][name] == {"value": figure.value, "interval": list(figure[1:])}
+    assert re.search(r"^frames with both digits read\n  real clips +1\.000 ", printed, re.MULTILINE)
+    assert re.search(r"^  samples +1\.000 .* of real clips' +1\.000 ", printed, re.MULTILINE)
+    assert "\ngoing on from given frames\nPSNR, dB " in printed
 
 
 def test_halves_are_named(tmp_path, i3d):
@@ -126,7 +176,7 @@ def test_halves_are_named(tmp_path, i3d):
     found = json.loads(films.read_text())
     assert found["clips"] == found["split_clips"] == 32
     assert found["told"] == ["actions"]
-    assert found["distances_between"]["real from real"] == "halves of 32 clips"
+    assert found["distances_between"]["FVD, real from real"] == "halves of 32 clips"
 
 
 def test_a_shipped_model_brings_its_data(tmp_path, monkeypatch, capsys):
@@ -138,13 +188,17 @@ def test_a_shipped_model_brings_its_data(tmp_path, monkeypatch, capsys):
     assert 27 < found["reconstruction"]["psnr"]["value"] < 33  # its card: 29.95
 
 
-def test_mistakes(model, i3d, tmp_path, monkeypatch, capsys):
+def test_mistakes(model, i3d, probe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = open_dataset("moving-mnist", "test", frames=16, resolution=32)
     encode_folder(VideoGPT.from_pretrained(model).vqvae, data, tmp_path / "tokens/test", clips=4)
     (tmp_path / "text.pt").write_text("no network")
     of = ["--data", "moving-mnist"]
     short = save_model(tmp_path / "unlabelled")
+    monkeypatch.setattr(probes, "FOLDER", tmp_path / "none")
+    read = ["--probe-from", probe, "--read"]
+    Probe(ProbeConfig("moving-mnist", ("a",), 1, channels=3, width=2)).save(tmp_path / "colour")
+    Probe(ProbeConfig("cats", ("a",), 1, width=2)).save(tmp_path / "cats")
     capsys.readouterr()
     for words, said in (
         ([model], "give --data, the clips to measure the model on"),
@@ -157,6 +211,16 @@ def test_mistakes(model, i3d, tmp_path, monkeypatch, capsys):
         ([model, *of, "--i3d", "gone.pt"], "there is no I3D file gone.pt"),
         ([model, *of, "--i3d", "text.pt"], "text.pt is no I3D"),
         ([model, *of, "--clips", "5", "--i3d", i3d], "5 clips are too few for a distance"),
+        ([model, *of, "--probe"], "moving-mnist has no probe, give --probe-from: no probe 'moving"),
+        ([model, *of, "--read"], "moving-mnist has no probe, give --probe-from"),
+        ([model, *of, "--probe-from", probe], "--probe-from is given, but neither --probe nor"),
+        ([model, *of, "--read", "--probe-from", "gone"], "no probe 'gone': not a folder"),
+        ([model, *of, "--read", "--probe-from", model], "holds no probe, but another model"),
+        ([model, *of, "--read", "--probe-from", "colour"], "reads 3 channels, the clips have 1"),
+        ([model, *of, "--read", "--probe-from", "cats"], "read by probes of moving-mnist"),
+        ([model, *of, "--probe", "--clips", 8, *read[:2]], "8 clips are too few for a distance "),
+        ([model, *of, *read, "--guidance", 2], "guidance is 2.0, but the model has no null label"),
+        ([model, *of, *read, "--temperature", -1], "temperature is -1.0, must be 0"),
         ([short, *of, "--clips", "6", "--given", "3"], "given is 3, must be a multiple of 4"),
     ):
         assert run("evaluate", *words) == 2, words
@@ -174,3 +238,18 @@ def test_too_short_for_the_video_distance(tmp_path, i3d, capsys):
     options = ["--data", "moving-mnist", "--clips", 6, "--i3d", i3d]
     assert run("evaluate", tmp_path / "short", *options) == 2
     assert "clips have 8 frames, the video distance takes 16" in capsys.readouterr().err
+
+
+def test_without_tyro(model, tmp_path):
+    """Where a machine lacks it, the command's dataclass is filled by hand."""
+    out = tmp_path / "figures.json"
+    lines = (
+        "import pathlib, sys",
+        "sys.modules |= dict.fromkeys(('av', 'tyro', 'mujoco'))",
+        "from tinyvgpt.commands.evaluate import Evaluate",
+        "model, out = sys.argv[1:]",
+        "Evaluate(model=model, data='moving-mnist', clips=2, out=pathlib.Path(out)).run()",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), model, out]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(out.read_text())["clips"] == 2

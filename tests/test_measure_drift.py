@@ -9,11 +9,12 @@ import torch
 from test_play import build
 
 from tinyvgpt import VideoGPT, open_dataset, video
+from tinyvgpt.pushing import back_and_forth
 
 
 def test_back_and_forth_comes_back():
     actions = torch.randn(2, 5, 3)
-    course = measure_drift.back_and_forth(actions, 27)
+    course = back_and_forth(actions, 27)
     assert course.shape == (2, 27, 3)
     assert torch.equal(course[:, :5], actions)
     assert torch.equal(course[:, 10:15], actions)

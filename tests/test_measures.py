@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinyvgpt import open_dataset
-from tinyvgpt.measures import both_read, kept, majority, motion, pairs, tracks
+from tinyvgpt.measures import apart, both_read, kept, majority, motion, pairs, tracks
 from tinyvgpt.probes import ProbeConfig, Readings
 
 
@@ -41,6 +41,32 @@ def test_real_clips_keep_everything(real):
     assert (found.identities == 1).all()
     assert np.nanmax(found.speed) < 1.0  # positions are whole pixels
     assert np.nanmean(found.bounces) > 0.9  # tracks may change places where digits cross
+
+
+def test_the_wanted_digits(real):
+    clips, classes, places = real
+    wanted = pairs(Readings(classes, torch.ones(12, 16, 2), places))[:, 0]
+    scores = torch.ones(12, 16, 2)
+    classes[0] = (classes[0] + 1) % 10  # others, throughout
+    classes[1, :4, 0] = (classes[1, :4, 0] + 1) % 10
+    scores[2, :9, 1] = 0.1
+    found = kept(Perfect(classes, places, scores), clips, wanted)
+    assert found.right[:4].tolist() == [0, 12 / 16, 7 / 16, 1]
+    assert found.asked[:4].tolist() == [0, 1, 1, 1]
+    assert found.identities[:4].tolist() == [1, 0, 0, 1]
+    without = kept(Perfect(classes, places, scores), clips)
+    assert np.isnan(without.right).all()
+    assert np.isnan(without.asked).all()
+
+
+def test_how_far_apart(real):
+    _, classes, places = real
+    there = Readings(classes, torch.ones(12, 16, 2), places)
+    moved = places.clone()
+    moved[..., 0, :] += torch.tensor([3.0, 4.0])
+    assert torch.allclose(apart(there._replace(places=moved), there).float(), torch.tensor(2.5))
+    swapped = there._replace(places=places.flip(-2), classes=classes.flip(-1))
+    assert apart(swapped, there).abs().max() == 0
 
 
 def test_a_digit_that_changes(real):

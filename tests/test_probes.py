@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tinyvgpt import open_dataset
-from tinyvgpt.probes import CELL, Probe, ProbeConfig, loss, targets
+from tinyvgpt import frechet, open_dataset
+from tinyvgpt.features import feature_set
+from tinyvgpt.probes import CELL, Probe, ProbeConfig, ProbeFeatures, loss, targets
 
 DIGITS = ProbeConfig("moving-mnist", tuple("0123456789"), 2, width=16, threshold=0.4)
 
@@ -67,6 +68,44 @@ def test_reads_what_it_has_learnt(tmp_path):
     assert again.features(clips[:, :1].expand(-1, 16, -1, -1, -1))[:, 32:].abs().max() == 0
 
 
-def test_no_such_probe():
-    with pytest.raises(ValueError, match=r"config\.json|no "):
+def test_features_for_distances():
+    """As the probe has them; a name for the weights; sets of different probes are refused."""
+    torch.manual_seed(0)
+    tiny = ProbeConfig("moving-mnist", tuple("0123456789"), 2, width=2)
+    probe, other = Probe(tiny).eval(), Probe(tiny).eval()
+    clips = open_dataset("moving-mnist", "test").batch(range(9))["video"]
+    features, others = ProbeFeatures(probe), ProbeFeatures(other)
+    assert (features.size, features.least) == (8, 9)
+    assert torch.equal(features(clips), probe.features(clips))
+    assert features(clips).shape == (9, 8)
+    other.load_state_dict(probe.state_dict())
+    assert ProbeFeatures(other).name == features.name
+    with torch.no_grad():
+        other.marks.bias[3] += 1e-3
+    assert ProbeFeatures(other).name != features.name
+    assert features.name.startswith("probe moving-mnist ")
+    assert features.protocol["weights"].split()[1].startswith(features.name.split()[-1])
+    sets = feature_set(features, [features(clips)]), feature_set(others, [others(clips)])
+    with pytest.raises(ValueError, match="features are of different networks: probe moving-mnist"):
+        frechet.compare(*sets)
+    few = feature_set(features, [features(clips[:8])])
+    with pytest.raises(ValueError, match=r"8 clips are too few .* at least 9 are needed"):
+        frechet.compare(few, few)
+
+
+def test_clips_that_have_no_features():
+    features = ProbeFeatures(Probe(ProbeConfig("moving-mnist", ("a",), 1, width=2)).eval())
+    clips = torch.zeros(2, 16, 64, 64, 1, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="clips have 1 frame, a probe's features take 2 or more"):
+        features(clips[:, :1])
+    with pytest.raises(ValueError, match="moving-mnist reads 1 channels, the clips have 3"):
+        features(clips.expand(-1, -1, -1, -1, 3))
+
+
+def test_no_such_probe(tmp_path):
+    with pytest.raises(ValueError, match="no probe 'no such probe': not a folder, and shipped"):
         Probe.from_pretrained("no such probe")
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
+        Probe.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="robot-push holds no probe, but another model"):
+        Probe.from_pretrained("tinyvgpt/weights/robot-push")

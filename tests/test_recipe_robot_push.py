@@ -378,6 +378,8 @@ def test_the_subset_is_what_the_records_hold(made, tmp_path, monkeypatch, capsys
         assert np.array_equal(packed.action[-1], clip.actions)
         assert np.array_equal(packed.endeffector[-1], clip.endeffector)
         assert np.array_equal(packed.tracks[-1], clip.tracks, equal_nan=True)
+        names = [thing.colour for thing in robot_push.begun(7, split, count - 1)[1]]
+        assert [embedded.COLOURS[i] for i in packed.colours[-1] if i >= 0] == names
 
 
 def test_the_subset_needs_all_clips(made, tmp_path):

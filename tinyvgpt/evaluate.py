@@ -6,7 +6,7 @@ are no likelihood of pixels. Reconstruction compares clips that were encoded and
 they were: PSNR, of the squared error's mean over all clips, and SSIM (Wang et al. 2004), a mean
 over frames. Distances are between sets of clips (`frechet`): R-FVD is that of reconstructions, FVD
 that of samples, both from real clips; FVD* that of samples from reconstructions (Yan et al. 2021).
-Chapter 18 reads them.
+With a probe's features they are R-FD, FD and FD*. Chapter 18 reads them.
 
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · N tokens.
 """
@@ -29,19 +29,21 @@ from tinyvgpt.encode import check_data, encode
 from tinyvgpt.features import Features, feature_set
 from tinyvgpt.frechet import Figure, check_enough, compare, halves, mean_figure
 from tinyvgpt.progress import hidden
-from tinyvgpt.sampling import sample_tokens
+from tinyvgpt.sampling import SamplingRule, sample_tokens
 from tinyvgpt.train import check_conditions, conditions
 from tinyvgpt.videogpt import VideoGPT, evaluating
 
 Batch = dict[str, Tensor]
 AT_A_TIME = 16  # clips
-# Which sets of clips each distance is between.
+AS_IT_IS = SamplingRule()  # from the model's own distribution
+# Which sets of clips each distance is between, by what is put around its name.
 DISTANCES = {
-    "FVD": ("samples", "real"),
-    "R-FVD": ("reconstructions", "real"),
-    "FVD*": ("samples", "reconstructions"),
+    "{}": ("samples", "real"),
+    "R-{}": ("reconstructions", "real"),
+    "{}*": ("samples", "reconstructions"),
 }
-REAL = "real from real"  # the distance between two sets of real clips
+REAL = "{}, real from real"  # between two sets of real clips
+SETS = ("real", "reconstructions", "samples")
 
 
 def evaluate(
@@ -49,8 +51,9 @@ def evaluate(
     data: Dataset,
     clips: int,
     *,
-    features: Features | None = None,
+    features: Sequence[Features] = (),
     given: int | None = None,
+    rule: SamplingRule = AS_IT_IS,
     seed: int = 0,
 ) -> dict[str, dict[str, Figure]]:
     """Measures a model on clips that are spread evenly over a dataset.
@@ -60,9 +63,10 @@ def evaluate(
         data: clips never trained on, of the model's length, size and channels, with the labels and
             actions it needs; it is told the real ones, in samples too.
         clips: how many; all, where there are fewer.
-        features: a network for Fréchet distances; without one there are none, and no samples.
+        features: networks for Fréchet distances; without one there are none, and no samples.
         given: first frames that samples go on from; by default what the model's frame encoder
             takes, else none. In the samples they are as the model makes them, not as they were.
+        rule: how samples are drawn.
         seed: of samples and intervals.
 
     Returns:
@@ -78,8 +82,8 @@ def evaluate(
     check(model, data)
     given = check_given(model, given)
     chosen, others = choose(len(data), clips)
-    if features is not None:
-        check_enough(features.name, features.size, features.least, len(chosen))
+    for network in features:
+        check_enough(network.name, network.size, network.least, len(chosen))
     parts: dict[str, list[Tensor]] = defaultdict(list)
     with evaluating(model), torch.no_grad():
         for start, batch in batches_of(data, chosen, model.device, "clips"):
@@ -88,19 +92,19 @@ def evaluate(
             parts["nats"].append(nats(model, tokens, batch))
             parts["error"].append(squared_error(real, decoded))
             parts["ssim"].append(ssim(real, decoded))
-            if features is not None:
-                parts["real"].append(features(real))
-                parts["reconstructions"].append(features(decoded))
-                drawn = regenerate(model, batch, given, seed=seed, first_clip=start)
-                parts["samples"].append(features(drawn))
-        if features is not None:
-            for _, batch in batches_of(data, others, model.device, "other real clips"):
-                parts["others"].append(features(batch["video"]))
+            if features:
+                drawn = regenerate(model, batch, given, rule=rule, seed=seed, first_clip=start)
+                keep(parts, features, dict(zip(SETS, (real, decoded, drawn), strict=True)))
+        for _, batch in batches_of(data, others if features else [], model.device, "others"):
+            keep(parts, features, {"others": batch["video"]})
     result = {
         "likelihood": likelihood(model, torch.cat(parts["nats"]), seed),
         "reconstruction": reconstruction(torch.cat(parts["error"]), torch.cat(parts["ssim"]), seed),
     }
-    return result if features is None else {**result, "distances": distances(features, parts, seed)}
+    if not features:
+        return result
+    found = (distances(network, parts, seed) for network in features)
+    return {**result, "distances": {name: fig for of in found for name, fig in of.items()}}
 
 
 # What is measured of a batch ----------------------------------------------------------------------
@@ -148,7 +152,13 @@ def ssim(clips: Tensor, others: Tensor) -> Tensor:
 
 
 def regenerate(
-    model: VideoGPT, batch: Batch, given: int, *, seed: int, first_clip: int = 0
+    model: VideoGPT,
+    batch: Batch,
+    given: int,
+    *,
+    rule: SamplingRule = AS_IT_IS,
+    seed: int,
+    first_clip: int = 0,
 ) -> Tensor:
     """Samples, uint8 (B, T, H, W, C), with a batch's conditions and first `given` frames.
 
@@ -162,6 +172,7 @@ def regenerate(
         model.gpt,
         len(batch["video"]),
         seed=seed,
+        rule=rule,
         first_clip=first_clip,
         prefix=prefix,
         labels=told.get("labels"),
@@ -169,6 +180,15 @@ def regenerate(
         actions=told.get("actions"),
     )
     return video.to_uint8(model.vqvae.decode(tokens))
+
+
+def keep(
+    parts: dict[str, list[Tensor]], features: Sequence[Features], sets: dict[str, Tensor]
+) -> None:
+    """Adds what each network makes of sets of clips, under the network's name and the set's."""
+    for network in features:
+        for name, clips in sets.items():
+            parts[f"{network.name}, {name}"].append(network(clips))
 
 
 # From clips to figures ----------------------------------------------------------------------------
@@ -196,15 +216,18 @@ def reconstruction(errors: Tensor, similarities: Tensor, seed: int) -> dict[str,
 
 
 def distances(features: Features, parts: dict[str, list[Tensor]], seed: int) -> dict[str, Figure]:
-    """Fréchet distances between sets of clips, whose features come part after part, each (B, D)."""
-    names = ("real", "reconstructions", "samples")
-    sets = {name: feature_set(features, parts[name]) for name in names}
+    """Fréchet distances between sets of clips, whose features come part after part, each (B, D).
+
+    `parts` has them by the network's name and the set's.
+    """
+    of = {name: parts[f"{features.name}, {name}"] for name in (*SETS, "others")}
+    sets = {name: feature_set(features, of[name]) for name in SETS}
     pairs = {name: (sets[a], sets[b]) for name, (a, b) in DISTANCES.items()}
-    if parts["others"]:
-        pairs[REAL] = sets["real"], feature_set(features, parts["others"])
+    if of["others"]:
+        pairs[REAL] = sets["real"], feature_set(features, of["others"])
     else:
         pairs[REAL] = halves(sets["real"])
-    return {name: compare(a, b, seed) for name, (a, b) in pairs.items()}
+    return {name.format(features.distance): compare(*pair, seed) for name, pair in pairs.items()}
 
 
 # Which clips, and whether they fit ----------------------------------------------------------------

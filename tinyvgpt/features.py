@@ -1,7 +1,8 @@
 """Networks whose features tell how alike two sets of clips are, behind one interface.
 
 `Features` is what a Fréchet distance asks of a network; `I3DFeatures` is the one of the Fréchet
-video distance (Unterthiner et al. 2018), from a file that you have. Chapter 18 uses them.
+video distance (Unterthiner et al. 2018), from a file that you have; `probes.ProbeFeatures` are of
+networks of our own. Chapter 18 uses them.
 
 Shapes: B clips · T frames · H W pixels · C channels · D features (size).
 """
@@ -32,6 +33,10 @@ class Features(Protocol):
     @property
     def name(self) -> str:
         """What it is called; the same only for the same weights."""
+
+    @property
+    def distance(self) -> str:
+        """What a distance between its features is called in short, such as FVD."""
 
     @property
     def size(self) -> int:
@@ -72,6 +77,7 @@ class I3DFeatures:
     weights, so its figures are not quite these.
     """
 
+    distance = "FVD"
     size = CLASSES
     least = PUBLISHED_CLIPS
 

@@ -147,7 +147,7 @@ def compare(a: FeatureSet, b: FeatureSet, seed: int = 0) -> Figure:
         return gaussian_distance(*statistics(a.values[rows]), *statistics(b.values[rows]))
 
     drawn = torch.tensor([again(rows) for rows in draws(len(a.values), DISTANCE_RESAMPLES, seed)])
-    low, high = (drawn.double() - drawn.double().mean()).quantile(_bounds()).tolist()
+    low, high = (drawn.double() - drawn.double().mean()).quantile(bounds()).tolist()
     return Figure(value, max(value + low, 0.0), value + high)
 
 
@@ -170,7 +170,7 @@ def mean_figure(
     """
     values = values.double().cpu()
     drawn = of(torch.stack([values[rows].mean() for rows in draws(len(values), RESAMPLES, seed)]))
-    low, high = drawn.quantile(_bounds()).tolist()
+    low, high = drawn.quantile(bounds()).tolist()
     return Figure(of(values.mean()).item(), low, high)
 
 
@@ -179,5 +179,6 @@ def draws(n: int, count: int, seed: int) -> Tensor:
     return torch.randint(n, (count, n), generator=torch.Generator().manual_seed(seed))
 
 
-def _bounds() -> Tensor:
+def bounds() -> Tensor:
+    """Between which quantiles an interval lies, float64 (2,)."""
     return torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)

@@ -26,6 +26,8 @@ class Kept(NamedTuple):
     identities: np.ndarray  # 1 if every frame that is read shows the same two digits, else 0
     speed: np.ndarray  # mean change of a digit's speed from frame to frame, pixels
     bounces: np.ndarray  # of the turns, the share that happens at a wall
+    right: np.ndarray  # share of its frames in which both digits are read, and are the wanted ones
+    asked: np.ndarray  # 1 if the digits that most frames show are the wanted ones, else 0
 
 
 def both_read(readings: Readings, threshold: float) -> Tensor:
@@ -49,19 +51,35 @@ def majority(readings: Readings, threshold: float) -> Tensor:
     return torch.stack(found)
 
 
-def kept(probe: Probe, clips: Tensor) -> Kept:
-    """Measures clips uint8 (B, T, H, W, 1)."""
+def kept(probe: Probe, clips: Tensor, wanted: Tensor | None = None) -> Kept:
+    """Measures clips uint8 (B, T, H, W, 1), of which `wanted` (B,) is the pair that each shows."""
     readings, size = probe.read(clips), clips.shape[2]
     threshold = probe.config.threshold
-    seen = both_read(readings, threshold)
-    same = (pairs(readings) == majority(readings, threshold)[:, None]) | ~seen
+    seen, shown = both_read(readings, threshold), pairs(readings)
+    most = majority(readings, threshold)
+    same = (shown == most[:, None]) | ~seen
     share = seen.double().mean(1)
     identities = same.all(1) & (share >= READ_IN)
     speed, bounces = zip(
         *(motion(places, ok, size) for places, ok in zip(tracks(readings), seen, strict=True)),
         strict=True,
     )
-    return Kept(share.numpy(), identities.double().numpy(), np.array(speed), np.array(bounces))
+    right = asked = torch.full_like(share, torch.nan)
+    if wanted is not None:
+        right = (seen & (shown == wanted[:, None])).double().mean(1)
+        asked = (most == wanted).double()
+    moves = np.array(speed), np.array(bounces)
+    return Kept(share.numpy(), identities.double().numpy(), *moves, right.numpy(), asked.numpy())
+
+
+def apart(readings: Readings, others: Readings) -> Tensor:
+    """How far the two digits of each frame are from those of another, better paired: (B, T).
+
+    Means over the two of whatever is read with the highest scores, in pixels.
+    """
+    a, b = (r.places[..., :2, :].double() for r in (readings, others))
+    straight, crossed = ((a - x).norm(dim=-1).mean(-1) for x in (b, b.flip(-2)))
+    return torch.minimum(straight, crossed)
 
 
 def tracks(readings: Readings) -> np.ndarray:

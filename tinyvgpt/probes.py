@@ -11,6 +11,7 @@ Shapes: B clips · T frames · N frames, all of a batch · C channels · H = W =
 h = w = 16 cells · n things.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -123,13 +124,60 @@ class Probe(nn.Module):
         """Loads a probe in evaluation mode: a shipped one by its dataset's name, or a folder.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, or its files are damaged.
         """
         folder = FOLDER / name if (FOLDER / name).is_dir() else Path(name)
-        settings = read_config(folder)["probe"]
+        if not folder.is_dir():
+            shipped = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+            known = ", ".join(shipped) or "none"
+            raise ValueError(f"no probe {str(name)!r}: not a folder, and shipped are {known}")
+        settings = read_config(folder).get("probe")
+        if settings is None:
+            raise ValueError(f"{folder} holds no probe, but another model")
         probe = cls(build_config(ProbeConfig, settings, f"{folder}/config.json"))
         load_weights(folder / "probe.safetensors", probe)
         return probe.eval()
+
+    def check(self, channels: int) -> None:
+        """Raises ValueError unless it reads frames of so many channels."""
+        if channels != self.config.channels:
+            raise ValueError(
+                f"the probe {self.config.name} reads {self.config.channels} channels, "
+                f"the clips have {channels}"
+            )
+
+
+class ProbeFeatures:
+    """A probe's features, behind the interface that Fréchet distances have (`features`)."""
+
+    distance = "FD"
+
+    def __init__(self, probe: Probe):
+        """Takes a probe, on the device where it is to compute."""
+        self.probe, self.size = probe, 4 * probe.config.width
+        self.least = self.size + 1
+        digest = hashlib.sha256()
+        for name, weights in sorted(weights_of(probe).items()):
+            digest.update(name.encode() + weights.numpy().tobytes())
+        self.name = f"probe {probe.config.name} {digest.hexdigest()[:12]}"
+        self.protocol: dict[str, str | int] = {
+            "network": f"probe of {probe.config.name}, its trunk's means over frames and cells, "
+            "and means of how much they change from frame to frame",
+            "weights": f"sha256 {digest.hexdigest()}",
+            "resizing": "none",
+            "values": "0 to 1",
+        }
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Features, float32 (B, 4 · width), of clips, uint8 (B, T, H, W, C).
+
+        Raises:
+            ValueError: for clips of a single frame, or of other channels than the probe's.
+        """
+        self.probe.check(clips.shape[-1])
+        if clips.shape[1] < 2:
+            raise ValueError("clips have 1 frame, a probe's features take 2 or more")
+        return self.probe.features(clips)
 
 
 def conv(before: int, after: int, *, stride: int = 1, dilation: int = 1) -> list[nn.Module]:

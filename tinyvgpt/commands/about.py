@@ -10,11 +10,10 @@ from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 
 from tinyvgpt import __version__, kernels, video
 from tinyvgpt.attention import FASTER, backends
-from tinyvgpt.commands.common import ClipOptions, Name, check_count
+from tinyvgpt.commands.common import ClipOptions, Name, Positional, check_count
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
 from tinyvgpt.store import SHIPPED, read_config, resolve
@@ -63,7 +62,7 @@ class Look(ClipOptions):
 class Info:
     """What is installed here, which models and presets there are; or what a model is."""
 
-    model: Annotated[str | None, tyro.conf.Positional] = None
+    model: Annotated[str | None, Positional] = None
     """Folder, shipped name or hub id to describe."""
 
     def run(self) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 
 from tinyvgpt import VQVAEConfig, open_dataset, video
 from tinyvgpt.data import Dataset
 from tinyvgpt.settings import TrainConfig
 
-Name = Annotated[str, tyro.conf.Positional]
-File = Annotated[Path, tyro.conf.Positional]
+try:
+    from tyro.conf import Positional
+except ImportError:  # a command's dataclass can still be filled by hand, and run
+    Positional = None  # type: ignore
+
+Name = Annotated[str, Positional]
+File = Annotated[Path, Positional]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from tinyvgpt import VideoGPT
-from tinyvgpt.commands.common import pick_device
+from tinyvgpt.commands.common import Positional, pick_device
 from tinyvgpt.driving import Drive
 from tinyvgpt.terminal import Terminal, opened
 
@@ -21,7 +19,7 @@ SIGNS = {"up": "↑", "down": "↓", "left": "←", "right": "→", "": "·"}
 class Play:
     """Drive the robot's arm with the arrow keys, in a terminal; the space bar stops it, q quits."""
 
-    model: Annotated[str, tyro.conf.Positional] = "robot-push"
+    model: Annotated[str, Positional] = "robot-push"
     """Folder, shipped name or hub id of a model that takes actions."""
     data: str = "robot-push"
     """Dataset from which the first frames are taken."""

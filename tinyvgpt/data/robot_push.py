@@ -16,6 +16,7 @@ Shapes: B clips · T frames · H = W = resolution · N videos · n = 5 objects a
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from tinyvgpt.video import resize_crop
 FILE = Path(__file__).with_name("robot_push.npz")
 FILE_VARIABLE = "TINYVGPT_ROBOT_PUSH"  # environment variable: another such file
 FRAMES = 30  # of each video
+SIDE = 64  # pixels of a frame, each way
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")  # no two alike in a video
+# Where the camera is, what it looks at, in metres, and how wide it sees, in degrees.
+EYE, AT, FIELD = (0.62, -0.26, 0.64), (-0.015, 0.026, 0.01), 43.5
 
 
 class Videos(NamedTuple):
@@ -45,6 +50,7 @@ class Videos(NamedTuple):
     action: np.ndarray  # float32 (N, 30, 4); action t moves frame t to t + 1
     endeffector: np.ndarray  # float32 (N, 30, 3), the fingertips' place in metres
     tracks: np.ndarray  # float32 (N, 30, n, 2), objects' middles, pixels right and down, or NaN
+    colours: np.ndarray | None = None  # int8 (N, n), of COLOURS, or -1; older files have none
 
 
 def load(source: str, path: str | os.PathLike | None = None) -> Videos:
@@ -66,18 +72,36 @@ def _load(source: str, path: Path) -> Videos:
     try:
         with np.load(path, allow_pickle=False) as file:
             packed = {name: file[f"{source}_{name}"] for name in still_camera.KEYS}
-            numbers = [file[f"{source}_{name}"] for name in Videos._fields[1:]]
+            numbers = {name: file[f"{source}_{name}"] for name in Videos._fields[1:4]}
+            colours = file.get(f"{source}_colours")
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise ValueError(f"{path} has no robot clips of {source!r} that can be read") from error
-    videos = Videos(still_camera.unpack(packed), *numbers)
+    videos = Videos(still_camera.unpack(packed), **numbers, colours=colours)
     for array in videos:
-        array.flags.writeable = False
+        if array is not None:
+            array.flags.writeable = False
     return videos
 
 
 def digest(videos: Videos) -> str:
-    """The sha256 of the arrays' bytes, one after another, as ROBOT-PUSH-LICENSE.md has it."""
-    return hashlib.sha256(b"".join(array.tobytes() for array in videos)).hexdigest()
+    """The sha256 of the arrays' bytes, one after another, as ROBOT-PUSH-LICENSE.md has it.
+
+    Without the colours, which older files don't have.
+    """
+    return hashlib.sha256(b"".join(array.tobytes() for array in videos[:4])).hexdigest()
+
+
+def in_picture(points: Tensor) -> Tensor:
+    """Where the camera sees points (…, 3) in metres: (…, 2), pixels to the right and down."""
+    eye, at = (torch.tensor(x, dtype=torch.float64) for x in (EYE, AT))
+    back = (eye - at) / (eye - at).norm()
+    right = torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), back)
+    right = right / right.norm()
+    axes = torch.stack([right, torch.linalg.cross(back, right), back], dim=1)
+    local = (points.double() - eye) @ axes
+    focal = SIDE / 2 / math.tan(math.radians(FIELD) / 2)
+    flip = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    return (SIDE / 2 + focal * flip * local[..., :2] / -local[..., 2:]).float()
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,42 @@ class RobotPush:
             IndexError: an index is out of range.
         """
         return torch.from_numpy(self._videos.endeffector[self._frames_of(indices)])
+
+    def tracks(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """Return where the objects' middles are in the clips' frames.
+
+        Args:
+            indices: B integers in [0, len(self)), in any order.
+
+        Returns:
+            float32 (B, T, n, 2), pixels to the right and down; NaN where there is no object.
+
+        Raises:
+            ValueError: `indices` is not a list of integers.
+            IndexError: an index is out of range.
+        """
+        tracks = torch.from_numpy(self._videos.tracks[self._frames_of(indices)])
+        return tracks * (self.resolution / SIDE)
+
+    def colours(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """Return which colours the clips' objects have.
+
+        Args:
+            indices: B integers in [0, len(self)), in any order.
+
+        Returns:
+            int64 (B, n), of `COLOURS`, in the order of `tracks`; -1 where there is no object.
+
+        Raises:
+            ValueError: `indices` is not a list of integers, or the file has no colours.
+            IndexError: an index is out of range.
+        """
+        if self._videos.colours is None:
+            raise ValueError(
+                "the robot clips have no colours: data_recipes/robot_push_subset.py adds them"
+            )
+        video, _ = self._frames_of(indices)
+        return torch.from_numpy(self._videos.colours[video[:, 0]]).long()
 
     def _frames_of(
         self, indices: Sequence[int] | np.ndarray | Tensor
