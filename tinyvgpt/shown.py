@@ -35,10 +35,8 @@ from tinyvgpt.sampling import SamplingRule
 from tinyvgpt.videogpt import VideoGPT, evaluating
 
 REAL = "real clips"  # the set that others are compared with
-GIVEN, FRAME = (
-    4,
-    8,
-)  # first frames to go on from; the frame, counted from 1, whose places are compared
+GIVEN = 4  # first frames to go on from
+FRAME = 8  # counted from 1, whose places are compared
 AT_ONCE = {"cpu": AT_A_TIME, "cuda": 64}  # clips sampled together
 Values = Mapping[str, np.ndarray]  # by measure, (n,) float64, one a clip; NaN where there is none
 
