@@ -1,7 +1,10 @@
 """README's Python runs as it stands, and the commands and files it names exist."""
 
 import re
+import tomllib
 from pathlib import Path
+
+import yaml
 
 from tinyvgpt import cli, video
 
@@ -44,3 +47,15 @@ def test_links_and_tree():
     present = {p.name + "/" * p.is_dir() for p in (ROOT / "tinyvgpt").iterdir()}
     assert present - named - {"__init__.py", "__pycache__/"} == set()
     assert named - present == set()
+
+
+def test_what_is_cited_is_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert cited["authors"] == project["authors"]
+    (entry,) = blocks("bibtex")
+    assert f"{{{project['version']}}}" in entry
+    assert cited["authors"][0]["name"] in entry
+    title = re.search(r"title += \{(.*)\}", entry)[1]
+    assert cited["title"] == title.replace("{VideoGPT}", "VideoGPT")
