@@ -205,7 +205,7 @@ class StridedLayout(nn.Module):
     Attributes:
         blocks: bool (N/32, N/32), true where a block attends to a block.
         mask: bool (N, N), the same token by token.
-        rows, columns, lists: the same as `kernels.BlockLayout` has it.
+        rows: as `kernels.BlockLayout` has it; `columns` and `lists`, too.
     """
 
     blocks: Tensor
@@ -275,7 +275,7 @@ class LayerCache:
     """Keys and values of one layer: of the tokens decoded so far, and of the memory it looks at.
 
     Attributes:
-        k, v: (B, nh, N, d), filled up to `length`.
+        k: (B, nh, N, d), filled up to `length`; so is `v`.
         memory: the (k, v) of cross-attention, computed at the first step.
     """
 

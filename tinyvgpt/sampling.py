@@ -266,7 +266,7 @@ def sample_tokens(
 
     Args:
         gpt: in evaluation mode.
-        batch: B.
+        batch: B, how many clips.
         seed: any integer.
         rule: how tokens are chosen.
         prefix: (B, n) int64, the first n tokens in raster order, kept as they are.

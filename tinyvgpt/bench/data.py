@@ -28,7 +28,7 @@ def loading(spec: str | None = None, *, batch_size: int = 32, workers: int = 2) 
 
     Args:
         spec: what `open_dataset` opens; None for the embedded datasets and files made here.
-        batch_size: B.
+        batch_size: B, clips of a batch.
         workers: processes that load.
 
     Returns:
