@@ -4,11 +4,12 @@
 
 trains tokenizers (as the preset moving-mnist has it; without axial attention; with 128 and 2,048
 codes; without restarts of unused codes) and, on the tokenizers they belong to, GPTs (of 2, 4 and 8
-layers; with strided attention; on 128 and 2,048 codes), all for as many steps on as many clips,
-each from two seeds. Unseen clips then tell: PSNR and SSIM of tokenizers, and how many of their
-codes are in use; bits a token and a clip of GPTs. Bits are those of a tokenizer's own tokens: fewer
-codes take fewer of them, and keep less. Figures go to book/results/ablations.json, their plot to
-ablations.png beside it: a dot a seed, a line through the means.
+layers; with strided attention; on tokens made without axial attention, or of 128 and 2,048 codes),
+all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM of
+tokenizers, and how many of their codes are in use; bits a token and a clip of GPTs. Bits are those
+of a tokenizer's own tokens: fewer codes take fewer of them, and keep less. Figures go to
+book/results/ablations.json, their plot to ablations.png beside it: a dot a seed, a line through the
+means.
 
 A run that is finished is not repeated, one that was stopped goes on from its last checkpoint: type
 the same command again. With --smoke everything is tiny and ends in a minute on a CPU; its figures
@@ -55,11 +56,18 @@ GPTS: dict[str, tuple[str, dict[str, Any]]] = {  # the tokenizer, and what is ch
     "4 layers": (BASE, {"layers": 4}),
     "2 layers": (BASE, {"layers": 2}),
     "strided attention": (BASE, {"attention": "strided"}),
+    "on no axial attention": ("no axial attention", {}),
     "on 128 codes": ("128 codes", {}),
     "on 2048 codes": ("2048 codes", {}),
 }
 PANELS = (  # title, what is on the axis, a figure's name, the runs
     ("axial attention", "PSNR, dB", "psnr", {BASE: "on", "no axial attention": "off"}),
+    (
+        "axial attention",
+        "bits a clip",
+        "bits_per_clip",
+        {"8 layers": "on", "on no axial attention": "off"},
+    ),
     ("codes", "PSNR, dB", "psnr", {"128 codes": "128", BASE: "512", "2048 codes": "2048"}),
     ("restarts", "codes in use", "codes_in_use", {BASE: "on", "no restarts": "off"}),
     ("layers", "bits a clip", "bits_per_clip", {f"{n} layers": str(n) for n in (2, 4, 8)}),
@@ -251,8 +259,10 @@ def plot(results: dict[str, dict[str, list]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     style()
-    figure = Figure(figsize=(9, 5))
-    for axes, (title, label, name, of) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    figure = Figure(figsize=(11, 5))
+    *places, spare = figure.subplots(2, 4).flat
+    spare.axis("off")
+    for axes, (title, label, name, of) in zip(places, PANELS, strict=True):
         values = [results[one][name] for one in of]
         axes.plot(range(len(of)), [fmean(each) for each in values], color="#bbbbbb", zorder=0)
         for x, each in enumerate(values):

@@ -55,15 +55,18 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     base = configs[ablate.BASE]
     for name, changes in ablate.TOKENIZERS.items():
         assert configs[name] == replace(base, **changes)
-    gpts = {name: VideoGPT.from_pretrained(ablate.folder_of(runs, name, 0)).gpt.config
-            for name in ablate.GPTS}  # fmt: skip
-    of = {name: asdict(config) for name, config in gpts.items()}
+    models = {name: VideoGPT.from_pretrained(ablate.folder_of(runs, name, 0))
+              for name in ablate.GPTS}  # fmt: skip
+    for name, (tokenizer, _) in ablate.GPTS.items():
+        assert models[name].vqvae.config == configs[tokenizer]
+    of = {name: asdict(model.gpt.config) for name, model in models.items()}
     changed = {n: {k: v for k, v in c.items() if v != of["8 layers"][k]} for n, c in of.items()}
     assert changed == {
         "8 layers": {},
         "4 layers": {"layers": 4},
         "2 layers": {"layers": 2},
         "strided attention": {"attention": "strided"},
+        "on no axial attention": {},
         "on 128 codes": {"codes": 128},
         "on 2048 codes": {"codes": 2048},
     }
