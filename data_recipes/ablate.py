@@ -5,9 +5,9 @@
 trains tokenizers (as the preset moving-mnist has it; without axial attention; with 128 and 2,048
 codes; without restarts of unused codes) and, on the tokenizers they belong to, GPTs (of 2, 4 and 8
 layers; with strided attention; on tokens made without axial attention, or of 128 and 2,048 codes),
-all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM of
-tokenizers, and how many of their codes are in use; bits a token and a clip of GPTs. Bits are those
-of a tokenizer's own tokens: fewer codes take fewer of them, and keep less. Figures go to
+all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM
+of tokenizers, and how many of their codes are in use; bits a token and a clip of GPTs. Bits are
+those of a tokenizer's own tokens: fewer codes take fewer of them, and keep less. Figures go to
 book/results/ablations.json, their plot to ablations.png beside it: a dot a seed, a line through the
 means.
 
