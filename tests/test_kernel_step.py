@@ -172,7 +172,7 @@ def test_compiles(arch):
         (576, 2, 2, 0, GELU), (576, 4, 2, 0, GELU), (576, 1, 2, 1, WIDE),
     ]  # fmt: skip
     names = [
-        ("product.cu", f"product<bf16, {k}, {m}, {c}, {step.evenly(k, step.WARPS[m])}, {n}, {o}>")
+        ("product.cu", f"product<bf16, {k}, {m}, {c}, {step.evenly(k, step.WARPS)}, {n}, {o}>")
         for k, m, c, n, o in products
     ]
     names += [("product.cu", "norm<bf16, 576>"), ("draw.cu", "draw<256, 8>")]

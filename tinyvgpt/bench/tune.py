@@ -196,10 +196,9 @@ def step_variants() -> Iterator[tuple[str, Variant]]:
                     decoder.step()
             return milliseconds_of(graph, REPEATS) / STEPS
 
-        tiles = 4 if batch > 32 else 1
         for table, key, entries in (
             (vars(step), "OVERLAP", [not step.OVERLAP]),
-            (step.WARPS, tiles, [9, 12]),
+            (vars(step), "WARPS", [9, 12]),
             (vars(step), "MANY", [1, 1 << 20]),
         ):
             yield f"batch {batch}, {key}", (table, key, entries, measure)

@@ -13,8 +13,8 @@
 // Then, for the step that follows: the token's projected code vector and the next position's offset
 // are added up to x, and the clip is one token longer.
 //
-// Limit: some trips to memory and some barriers, 2 to 4 µs, whatever the number of codes up to a few
-// thousand; 4 more for top-k, and for top-p.
+// Limit: some trips to memory and some barriers, whatever the number of codes up to a few thousand,
+// and more barriers for top-k, and for top-p.
 
 typedef unsigned long long u64;
 

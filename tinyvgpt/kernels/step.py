@@ -18,12 +18,11 @@ from tinyvgpt.kernels import build
 from tinyvgpt.kernels.tensors import TYPES
 
 NARROW, GELU, ADD, WIDE = range(4)  # what becomes of a sum; see product.cu
-WARPS = {1: 18, 2: 18, 4: 18}  # of a product's block at most, by how many times 16 rows it has
+WARPS = 18  # of a product's block at most
 MANY = 1600  # from so many outputs on a product's block makes 16, not 8
-NORM_ROWS = 16  # up to so many rows a product makes its norm itself,
-NORM_BYTES = (
-    1 << 16
-)  # if their own factors and shifts, where they have them, take no more than this
+# A product makes its norm itself for up to so many rows; if each has factors and shifts of its own,
+# these must not take more bytes than this.
+NORM_ROWS, NORM_BYTES = 16, 1 << 16
 OVERLAP = True  # whether a kernel may begin before the former one ends
 MOST_CODES = 1 << 14  # that can be drawn from
 
@@ -65,7 +64,7 @@ def product(
     if norm is not None and (rows > NORM_ROWS or norm.step * rows * 8 > NORM_BYTES):
         x, norm = normalised(x, norm, weight.dtype), None
     tiles = 1 if rows <= 16 else 2 if rows <= 32 else 4  # of 16 rows
-    warps, columns = evenly(count, WARPS[tiles]), 16 if len(weight) >= MANY else 8
+    warps, columns = evenly(count, WARPS), 16 if len(weight) >= MANY else 8
     shared = warps * 16 * tiles * columns * 4
     if norm is not None:
         shared += 8 * count * (rows if norm.step else 1) + 8 * 16 * (warps + 1)
