@@ -104,7 +104,7 @@ def both_first_calls() -> dict[str, dict[str, float]]:
 def first_calls(folder: str) -> dict[str, float]:
     """Seconds that each kernel's first call in a process takes, imports apart."""
     import cuda.core  # noqa: F401
-    import torch._dynamo  # noqa: F401  # what a process's first custom op imports
+    import torch._dynamo  # what a process's first custom op imports
 
     os.environ["TINYVGPT_KERNELS"] = os.environ["CUDA_CACHE_PATH"] = folder  # NVRTC's, too
     x = random(1, 2, 64, 64)
