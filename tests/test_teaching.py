@@ -33,6 +33,17 @@ def test_the_table_has_every_exercise_at_its_level(page):
     assert row == [*cells, str(sum(int(minutes) for *_, minutes in found))]
 
 
+def test_the_list_of_solutions_has_every_exercise():
+    lines = (BOOK / "solutions.md").read_text(encoding="utf-8").splitlines()
+    exercise = r"\{exercise-start\} (.*)\n:label: (\S+)\n"
+    wanted = []
+    for page in PAGES:
+        found = re.findall(exercise, page.read_text(encoding="utf-8"))
+        wanted += [page.name, *(f"- {{ref}}`{title} <{label}>`" for title, label in found)]
+    linked = [re.sub(r"^\*\*\[.*\]\((.*)\)\*\*$", r"\1", line) for line in lines]
+    assert [line for line in linked if line.endswith((".md", ">`"))] == wanted
+
+
 def run(script, *words, monkeypatch):
     monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
     exec(script, {})
