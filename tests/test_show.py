@@ -50,13 +50,15 @@ def unpack(address, kind, path):
 
 
 def check_video(mp4, poster, clip):
-    """The video is the clip, each pixel doubled, and the poster its first frame."""
+    """The video is the clip, each pixel doubled, and the poster its first frame, or nearly."""
     found = video.read(mp4)
     expected = clip.repeat_interleave(2, 1).repeat_interleave(2, 2).expand(-1, -1, -1, 3)
     assert found.shape == expected.shape
     assert (found.int() - expected.int()).abs().float().mean() < 1
     with Image.open(poster) as image:
-        assert np.array_equal(np.asarray(image), expected[0])
+        still = torch.from_numpy(np.array(image)).int()
+    assert still.shape == expected[0].shape
+    assert (still - expected[0].int()).abs().float().mean() < 1
 
 
 def test_inline(clip, tmp_path):
@@ -68,7 +70,7 @@ def test_inline(clip, tmp_path):
     assert "filter: none" in attributes["style"]
     assert attributes["aria-label"] == attributes["title"] == inside == 'a "square" & more'
     mp4 = unpack(attributes["src"], "video/mp4", tmp_path / "inline.mp4")
-    poster = unpack(attributes["poster"], "image/png", tmp_path / "inline.png")
+    poster = unpack(attributes["poster"], "image/jpeg", tmp_path / "inline.jpg")
     check_video(mp4, poster, clip)
 
 
