@@ -46,8 +46,8 @@ class Looking:
             route.abort()
 
     def _said(self, message):
-        if message.type in ("error", "warning"):
-            self.errors.append(f"{message.type}: {message.text}")
+        if message.type == "error":
+            self.errors.append(message.text)
 
     def _answered(self, response):
         if response.status >= 400:
