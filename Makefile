@@ -75,7 +75,7 @@ links: $(STAMP)
 	mkdir -p _build
 	sed 's/execute_notebooks: force/execute_notebooks: "off"/' _config.yml > _links.yml
 	$(BIN)/jupyter-book build . --all --config _links.yml --path-output _build/links --builder linkcheck; \
-		status=$$?; rm _links.yml; cp _build/links/_build/linkcheck/output.* _build/links/; exit $$status
+		status=$$?; rm _links.yml; cp _build/links/_build/html/output.* _build/links/; exit $$status
 
 demo: $(STAMP)
 	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4
