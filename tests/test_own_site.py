@@ -4,7 +4,9 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SITE = runpy.run_path(str(Path(__file__).parents[1] / "book" / "site" / "own_site.py"))
 TAGS = (
@@ -60,6 +62,21 @@ def test_clips_load_late_and_are_no_different_otherwise():
 def test_pictures_whose_size_is_known_load_late():
     sized, unsized = '<img src="a" width="3" height="3">', '<img src="b" style="width: 100%">'
     assert SITE["late"](sized + unsized) == sized.replace("<img", '<img loading="lazy"') + unsized
+
+
+def test_figures_become_lighter_and_no_other(tmp_path):
+    images, name = tmp_path / "_images", "0f" * 32
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 4), np.uint8)
+    for path in (f"{name}.png", "screen.png"):
+        Image.fromarray(pixels).save(images / path)
+    page = tmp_path / "page.html"
+    page.write_text(f'<img src="_images/{name}.png"><img src="_images/screen.png">')
+    SITE["lighten"](app(tmp_path), None)
+    assert page.read_text() == f'<img src="_images/{name}.webp"><img src="_images/screen.png">'
+    assert {path.name for path in images.iterdir()} == {f"{name}.webp", "screen.png"}
+    with Image.open(images / f"{name}.webp") as picture:
+        assert np.array_equal(np.asarray(picture), pixels)
 
 
 def test_a_page_is_read_aloud_by_its_words():

@@ -1,4 +1,4 @@
-"""What this book's site adds to the theme: the logo, tags for shared links, clips that load late.
+"""What this book's site adds to the theme: its mark, tags for shared links, light pages.
 
 The site's address stands once, as `html: baseurl` in _config.yml. Tags that need an absolute
 address, a page's own and that of its card, are left out while there is none.
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -87,9 +88,27 @@ def lead_on(app: Sphinx, exception: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text(text, encoding="utf-8")
 
 
+FIGURE = re.compile(r"(_images/[0-9a-f]{64})\.png")  # as myst_nb calls what a cell has drawn
+
+
+def lighten(app: Sphinx, exception: Exception | None) -> None:
+    """Keeps figures as lossless WebP, a third of their PNG files."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for drawn in Path(app.outdir, "_images").glob("*.png"):
+        if FIGURE.search(drawn.as_posix()):
+            with Image.open(drawn) as picture:
+                picture.save(drawn.with_suffix(".webp"), lossless=True, quality=80, exact=True)
+            drawn.unlink()
+    for page in Path(app.outdir).glob("**/*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(FIGURE.sub(r"\1.webp", text), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("config-inited", settle)
     app.connect("html-page-context", finish, priority=900)  # after sphinxext.opengraph
+    app.connect("build-finished", lighten)
     app.connect("build-finished", lead_on, priority=100)  # before sphinx_external_toc's
     return {"parallel_read_safe": True, "parallel_write_safe": True}

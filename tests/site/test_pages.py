@@ -44,7 +44,8 @@ TOO_WIDE = """() => {
 BESIDE = """handle => {
   const slider = handle.closest('.widget-slider');
   slider.dataset.own = '';
-  const copies = [...document.querySelectorAll('.widget-subarea')].map(view => view.cloneNode(true));
+  const views = [...document.querySelectorAll('.widget-subarea')];
+  const copies = views.map(view => view.cloneNode(true));
   delete slider.dataset.own;
   copies.forEach(copy => copy.querySelector('[data-own]')?.remove());
   return copies.map(copy => copy.innerHTML).join();
