@@ -74,6 +74,15 @@ def test_inline(clip, tmp_path):
     check_video(mp4, poster, clip)
 
 
+def test_grey_clips_of_even_sides_are_not_doubled(clip, tmp_path):
+    even = clip[:, :32, :46]
+    _, attributes, _ = tag(video.show(even, scale=3))
+    assert (attributes["width"], attributes["height"]) == ("138", "96")
+    found = video.read(unpack(attributes["src"], "video/mp4", tmp_path / "inline.mp4"))
+    assert found.shape == (6, 32, 46, 3)
+    assert (found.int() - even.int()).abs().float().mean() < 1
+
+
 def test_book(clip, tmp_path, monkeypatch):
     folder = tmp_path / "build" / "media"
     monkeypatch.setenv("TINYVGPT_BOOK_MEDIA", str(folder))
