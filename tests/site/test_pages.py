@@ -51,9 +51,10 @@ BESIDE = """handle => {
   return copies.map(copy => copy.innerHTML).join();
 }"""
 
+# Formulas are many, and of the text's colour: they are left out where only colours are asked for.
 SERIOUS = """async rules => {
   const options = {resultTypes: ['violations'], ...(rules && {runOnly: rules})};
-  const {violations} = await axe.run(document, options);
+  const {violations} = await axe.run(rules ? {exclude: ['mjx-container']} : document, options);
   return violations.filter(one => ['serious', 'critical'].includes(one.impact)).flatMap(
     one => one.nodes.map(node => `${one.id}: ${node.target.join(' ')}: ${node.failureSummary}`));
 }"""
