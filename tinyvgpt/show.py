@@ -109,7 +109,7 @@ def _mp4_and_poster(frames: np.ndarray, fps: float) -> tuple[bytes, bytes]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write(path, frames, fps, crf=18)
+        write(path, frames, fps, crf=19)
         return path.read_bytes(), _jpeg(frames[0])
 
 
@@ -119,7 +119,7 @@ def _jpeg(frame: np.ndarray) -> bytes:
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.height, encoder.width = frame.shape[:2]
     encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
-    encoder.qmin = encoder.qmax = 3  # of 31, 1 the best
+    encoder.qmin = encoder.qmax = 5  # of 31, 1 the best
     picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
     packets = encoder.encode(picture.reformat(format="yuvj420p", dst_colorspace="ITU601"))
     return b"".join(bytes(packet) for packet in packets)
