@@ -4,7 +4,8 @@ window.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
   document.querySelectorAll(".theme-switch").forEach((icon) => {
     icon.removeAttribute("title");
-    icon.querySelector("title")?.remove(); // it may be a drawing already
+    icon.querySelector("title")?.remove(); // it may be a drawing already,
+    icon.setAttribute("aria-hidden", "true"); // and the button has a name
   });
   // The arrow beside a page of the contents says whose pages it folds.
   for (const summary of document.querySelectorAll(".bd-sidebar-primary .has-children > details > summary")) {
