@@ -78,7 +78,7 @@ def show(
     check_scale(scale)
     measures = f"{length} frames of {width}×{height} pixels, {float(fps):g} a second"
     text = f"{count} clips, {measures}" if count > 1 else f"a clip, {measures}"
-    # Twice the pixels where they are needed: mp4 halves the resolution of colour, and has even sides.
+    # Twice the pixels where needed: mp4 halves the resolution of colour, and has even sides.
     once = sheet.shape[3] == 1 and not any(side % 2 for side in sheet.shape[1:3])
     frames = rgb(sheet, 1 if once else 2)
     name = hashlib.sha256(f"{frames.shape} {fps}".encode() + frames.tobytes()).hexdigest()[:16]
