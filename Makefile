@@ -5,7 +5,8 @@
 #                 test-chapters, of which CHAPTERS=book/04_codebook.md takes one chapter only
 #   make book     every chapter executed, the site in _build/html (STRICT=1: warnings are errors)
 #   make test-site    the built site in the system's Chromium; build it first
-#   make links    whether the pages' links to other sites still answer: _build/links/output.txt
+#   make links    a list of the pages' links, _build/links/output.json, with whether each still
+#                 answers; those that don't, in output.txt, too
 #   make demo     a grid of clips from the shipped model, in demo.mp4
 #   make lint     format, lint and type checks
 #   make clean    remove what the other commands wrote (not .venv)
