@@ -4,6 +4,9 @@
 #   make test     unit tests, then every chapter's cells at the smallest budget: test-units and
 #                 test-chapters, of which CHAPTERS=book/04_codebook.md takes one chapter only
 #   make book     every chapter executed, the site in _build/html (STRICT=1: warnings are errors)
+#   make test-site    the built site in the system's Chromium; build it first
+#   make links    a list of the pages' links, _build/links/output.json, with whether each still
+#                 answers; those that don't, in output.txt, too
 #   make demo     a grid of clips from the shipped model, in demo.mp4
 #   make lint     format, lint and type checks
 #   make clean    remove what the other commands wrote (not .venv)
@@ -29,7 +32,7 @@ MEDIA := _build/html/media
 CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md)) book/own_videos.md
 NOTEBOOKS := $(CHAPTERS:book/%.md=_build/notebooks/%.ipynb)
 
-.PHONY: help test test-units test-chapters book demo lint clean
+.PHONY: help test test-units test-chapters book test-site links demo lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -59,7 +62,21 @@ book: $(STAMP)
 	TINYVGPT_BUDGET=$(BUDGET) TINYVGPT_BOOK_MEDIA='$(CURDIR)/$(MEDIA)' TINYVGPT_BOOK_MEDIA_URL=../media \
 		$(BIN)/jupyter-book build . --all $(if $(STRICT),-W --keep-going)
 	$(if $(STRICT),@! grep -rnE '<(script|link|img|video|source|iframe)[^>]* (src|href|poster)="(https?:)?//' \
-		--include='*.html' _build/html || { echo 'a page loads the above from outside the site'; exit 1; })
+		--include='*.html' _build/html | grep -v 'rel="canonical"' || { echo 'a page loads the above from outside the site'; exit 1; })
+
+$(STAMP)-site: $(STAMP)
+	$(BIN)/pip install -q -e '.[site]' -c constraints.txt
+	@touch $@
+
+test-site: $(STAMP)-site
+	$(BIN)/python -m pytest -m site tests/site $(PYTEST_ARGS)
+
+# The pages as they are written, without executing them. Not a test: other sites come and go.
+links: $(STAMP)
+	mkdir -p _build
+	sed 's/execute_notebooks: force/execute_notebooks: "off"/' _config.yml > _links.yml
+	$(BIN)/jupyter-book build . --all --config _links.yml --path-output _build/links --builder linkcheck; \
+		status=$$?; rm _links.yml; cp _build/links/_build/html/output.* _build/links/; exit $$status
 
 demo: $(STAMP)
 	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4

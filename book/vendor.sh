@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Fetches the scripts that pages need into book/_static/vendor, so that the built site works with
-# no network: MathJax for formulas, Jupyter's html-manager for widgets. Needs npm; run it to move
-# to other versions, and commit what it leaves. A built page asks for nothing outside the site.
+# no network: MathJax for formulas, Jupyter's html-manager for widgets. And axe, with which the site's
+# tests look for what shuts people out, into tests/site/vendor. Needs npm; run it to move to other
+# versions, and commit what it leaves. A built page asks for nothing outside the site.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/_static/vendor"
 
 MATHJAX=3.2.2
 WIDGETS=1.0.15
+AXE=4.14.1
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-(cd "$work" && npm pack --silent "mathjax@$MATHJAX" "@jupyter-widgets/html-manager@$WIDGETS" >/dev/null)
+(cd "$work" && npm pack --silent "mathjax@$MATHJAX" "@jupyter-widgets/html-manager@$WIDGETS" \
+    "axe-core@$AXE" >/dev/null)
 for archive in "$work"/*.tgz; do
     mkdir "${archive%.tgz}" && tar xzf "$archive" -C "${archive%.tgz}" --strip-components 1
 done
@@ -29,4 +32,10 @@ rm -f widgets/embed.js* widgets/*.woff2
 package=$work/jupyter-widgets-html-manager-$WIDGETS
 grep -v '^//# sourceMappingURL' "$package/dist/embed.js" >widgets/embed.js
 cp "$package/dist/embed.js.LICENSE.txt" "$package"/dist/*.woff2 widgets/
-find mathjax widgets -type f -exec chmod 644 {} +
+
+# Axe: for tests only.
+axe=../../../tests/site/vendor
+rm -rf "$axe" && mkdir -p "$axe"
+cp "$work/axe-core-$AXE/LICENSE" "$work/axe-core-$AXE/axe.min.js" "$axe/"
+
+find mathjax widgets "$axe" -type f -exec chmod 644 {} +

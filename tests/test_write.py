@@ -84,6 +84,18 @@ class TestWrite:
         video.write(tmp_path / f"clip.{ending}", rainbow())
         assert psnr(video.read(tmp_path / f"clip.{ending}"), rainbow()) >= least
 
+    @pytest.mark.parametrize("ending", ["mp4", "webm"])
+    def test_a_higher_crf_makes_it_smaller_and_less_true(self, tmp_path, ending):
+        sizes, truth = [], []
+        for crf in (12, 18, 40):
+            path = tmp_path / f"{crf}.{ending}"
+            video.write(path, rainbow(), crf=crf)
+            sizes.append(path.stat().st_size)
+            truth.append(psnr(video.read(path), rainbow()))
+        assert sizes == sorted(sizes, reverse=True)
+        assert truth == sorted(truth, reverse=True)
+        assert truth[1] >= 38
+
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_scale_repeats_pixels(self, tmp_path, ending):
         checks = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
@@ -154,6 +166,7 @@ class TestWrite:
             ("clip.gif", {"fps": 60}, "fps is 60, a GIF plays at most 50"),
             ("clip.mp4", {"scale": 0}, "scale is 0"),
             ("clip.mp4", {"scale": 1.5}, "scale is 1.5"),
+            ("clip.mp4", {"crf": 52}, "crf is 52"),
             ("clip.mp4", {"clip": torch.zeros(4, 8, 8, 2, dtype=torch.uint8)}, "2 channels"),
             ("clip.mp4", {"clip": torch.zeros(4, 8, 8, 3)}, "float32"),
             ("clip.mp4", {"clip": np.zeros((8, 8, 3), np.uint8)}, r"\(8, 8, 3\)"),

@@ -78,8 +78,9 @@ def show(
     check_scale(scale)
     measures = f"{length} frames of {width}×{height} pixels, {float(fps):g} a second"
     text = f"{count} clips, {measures}" if count > 1 else f"a clip, {measures}"
-    # Twice the pixels: mp4 halves the resolution of colour and needs even sides.
-    frames = rgb(sheet, 2)
+    # Twice the pixels where needed: mp4 halves the resolution of colour, and has even sides.
+    once = sheet.shape[3] == 1 and not any(side % 2 for side in sheet.shape[1:3])
+    frames = rgb(sheet, 1 if once else 2)
     name = hashlib.sha256(f"{frames.shape} {fps}".encode() + frames.tobytes()).hexdigest()[:16]
     look = (
         f'width="{sheet.shape[2] * scale}" height="{sheet.shape[1] * scale}" '
@@ -93,7 +94,7 @@ def show(
         source = address(_pillow_gif(frames, fps), name + ".gif", "image/gif")
         return Player(f'<img src="{source}" alt="{label}" {look}>', text)
     source = address(video, name + ".mp4", "video/mp4")
-    still = address(poster, name + ".png", "image/png")
+    still = address(poster, name + ".jpg", "image/jpeg")
     return Player(
         f'<video src="{source}" poster="{still}" {look} aria-label="{label}" title="{label}" '
         f"autoplay loop muted playsinline>{label}</video>",
@@ -102,11 +103,26 @@ def show(
 
 
 def _mp4_and_poster(frames: np.ndarray, fps: float) -> tuple[bytes, bytes]:
-    """The frames as an mp4 file's bytes, and the first of them as a PNG file's."""
+    """The frames as an mp4 file's bytes, and the first of them as a JPEG file's.
+
+    Both lose what is hardly seen, so that a page of many clips stays light.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write(path, frames, fps)
-        return path.read_bytes(), png(frames[0])
+        write(path, frames, fps, crf=19)
+        return path.read_bytes(), _jpeg(frames[0])
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    """A frame, uint8 (H, W, 3), as a JPEG file's bytes."""
+    av = import_av()
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.height, encoder.width = frame.shape[:2]
+    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
+    encoder.qmin = encoder.qmax = 5  # of 31, 1 the best
+    picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+    packets = encoder.encode(picture.reformat(format="yuvj420p", dst_colorspace="ITU601"))
+    return b"".join(bytes(packet) for packet in packets)
 
 
 def png(frame: np.ndarray) -> bytes:

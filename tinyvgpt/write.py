@@ -23,11 +23,10 @@ from tinyvgpt.store import write_atomically
 
 Clip = Tensor | np.ndarray
 
-# A crf of 12 is visually lossless, and clips are small. The colour of 2 × 2 pixels is stored once;
-# chromaloc=1 says that it belongs to their middle.
+# The colour of 2 × 2 pixels is stored once; chromaloc=1 says that it belongs to their middle.
 _CODECS: dict[str, tuple[str, dict[str, str]]] = {
-    ".mp4": ("libx264", {"crf": "12", "preset": "slow", "x264-params": "chromaloc=1"}),
-    ".webm": ("libvpx-vp9", {"crf": "12", "b": "0"}),
+    ".mp4": ("libx264", {"preset": "slow", "x264-params": "chromaloc=1"}),
+    ".webm": ("libvpx-vp9", {"b": "0"}),
     ".gif": ("gif", {}),
 }
 _GIF_MAX_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
@@ -113,7 +112,7 @@ def grid(clips: Clip, columns: int | None = None, pad: int = 2) -> Tensor:
     return sheet[:, : sheet.shape[1] - pad, : sheet.shape[2] - pad]
 
 
-def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1) -> None:
+def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1, crf: int = 12) -> None:
     """Write a clip as .mp4 (H.264), .webm (VP9) or .gif, or several clips as a grid.
 
     The file appears whole or not at all: it is written beside its place, then renamed. H.264 needs
@@ -125,6 +124,8 @@ def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1) -> Non
         fps: frames a second; at most 50 in a GIF.
         scale: each pixel becomes scale × scale of them. mp4 and webm store colour, unlike
             brightness, once for 2 × 2 pixels: from 2 on each pixel of the clip has its own.
+        crf: constant rate factor of mp4 and webm, 0 to 51: the lower, the truer and the larger. At
+            12 nothing of the loss can be seen, and clips are small.
 
     Raises:
         ValueError: an unknown ending, or a clip, fps or scale that cannot be.
@@ -136,9 +137,13 @@ def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1) -> Non
     kind = path.suffix.lower()
     if kind not in _CODECS:
         raise ValueError(f"{path} ends in {path.suffix!r}, one of {', '.join(_CODECS)} is needed")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf is {crf}, it must be 0 to 51")
     frames, rate = rgb(clip, scale), frame_rate(fps)
-    encode = _encode_gif if kind == ".gif" else _encode_video
-    save(path, lambda temporary: encode(temporary, kind, frames, rate))
+    if kind == ".gif":
+        save(path, lambda temporary: _encode_gif(temporary, frames, rate))
+    else:
+        save(path, lambda temporary: _encode_video(temporary, kind, frames, rate, crf))
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -181,14 +186,14 @@ def save(path: Path, writer: Callable[[Path], object]) -> None:
         raise OSError(error.errno, reason) from error
 
 
-def _encode_video(path: Path, kind: str, frames: np.ndarray, rate: Fraction) -> None:
+def _encode_video(path: Path, kind: str, frames: np.ndarray, rate: Fraction, crf: int) -> None:
     """Encode uint8 (T, H, W, 3) as yuv420p, the one pixel format that every browser plays."""
     av = import_av()
     if kind == ".mp4":
         odd = [(0, side % 2) for side in frames.shape[1:3]]
         frames = np.pad(frames, ((0, 0), *odd, (0, 0)), "edge")
     flags = av.video.reformatter.Interpolation
-    with _opened(path, kind, frames, rate, "yuv420p") as (output, stream):
+    with _opened(path, kind, frames, rate, "yuv420p", crf=str(crf)) as (output, stream):
         # Untagged, players guess the colour matrix from the frame size, and guess differently.
         context = stream.codec_context
         context.color_range = av.video.reformatter.ColorRange.MPEG
@@ -204,7 +209,7 @@ def _encode_video(path: Path, kind: str, frames: np.ndarray, rate: Fraction) -> 
         output.mux(stream.encode())
 
 
-def _encode_gif(path: Path, kind: str, frames: np.ndarray, rate: Fraction) -> None:
+def _encode_gif(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     """Encode uint8 (T, H, W, 3) with one palette, exact where it has at most 256 colours."""
     check_gif_rate(rate)
     height, width = frames.shape[1:3]
@@ -224,7 +229,7 @@ def _encode_gif(path: Path, kind: str, frames: np.ndarray, rate: Fraction) -> No
     for frame in _av_frames(frames, rate):
         source.push(frame)
     source.push(None)
-    with _opened(path, kind, frames, rate, "pal8") as (output, stream):
+    with _opened(path, ".gif", frames, rate, "pal8") as (output, stream):
         for _ in frames:
             output.mux(stream.encode(sink.pull()))
         output.mux(stream.encode())
@@ -241,13 +246,16 @@ def _av_frames(frames: np.ndarray, rate: Fraction) -> Iterator[Any]:
 
 @contextmanager
 def _opened(
-    path: Path, kind: str, frames: np.ndarray, rate: Fraction, pixels: str
+    path: Path, kind: str, frames: np.ndarray, rate: Fraction, pixels: str, **more: str
 ) -> Iterator[tuple[Any, Any]]:
-    """Open a file of a kind for frames like these: (container, video stream)."""
+    """Open a file of a kind for frames like these: (container, video stream).
+
+    `more` are options of the encoder.
+    """
     codec, options = _CODECS[kind]
     early = {"movflags": "+faststart"} if kind == ".mp4" else {}  # plays before it is all there
     with import_av().open(f"file:{path}", "w", format=kind[1:], options=early) as output:
-        stream = output.add_stream(codec, rate=rate, options=options)
+        stream = output.add_stream(codec, rate=rate, options=options | more)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         yield output, stream
