@@ -1,7 +1,5 @@
 """The first cell of a published notebook: it installs what is missing, and nothing else."""
 
-import re
-
 from addresses import Addresses, project
 
 SOURCE = '''\

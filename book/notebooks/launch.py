@@ -4,7 +4,6 @@ The theme makes the buttons from _config.yml. It would open a chapter's Markdown
 and offer for download what myst-nb has executed, with all of MyST in it.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +27,42 @@ def set_addresses(app: Sphinx, config: Config) -> None:
         config.html_baseurl = f"{where.site}/"
 
 
-def open_notebooks(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
-    """Makes a page's launch buttons open its notebook; pages that have none lose them."""
-    has_notebook = ROOT / f"{page}.md" in with_code()
-    for group in list(context["header_buttons"]):
-        if group.get("label") != "launch-buttons":
-            continue
-        if not has_notebook:
-            context["header_buttons"].remove(group)
-        for button in group["buttons"]:
-            button["url"] = re.sub(rf"({re.escape(page)})\.md\b", r"\1.ipynb", button["url"])
+def has_notebook(page: str) -> bool:
+    """Whether a page is published as a notebook."""
+    return ROOT / f"{page}.md" in with_code()
 
 
 def offer_notebook(
     app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any
 ) -> None:
-    """Makes the theme offer a page's notebook for download."""
-    if ROOT / f"{page}.md" in with_code():
+    """Makes the theme offer a page's notebook for download, with launch buttons or without."""
+    if has_notebook(page):
         context["ipynb_source"] = f"{page}.ipynb"
-    else:
-        context.pop("ipynb_source", None)
+
+
+def open_notebooks(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any
+) -> None:
+    """Makes a page's launch buttons open its notebook; pages that have none lose their buttons."""
+    labelled = {group.get("label"): group for group in context["header_buttons"]}
+    launch, download = labelled.get("launch-buttons"), labelled.get("download-buttons")
+    if has_notebook(page) and launch:
+        for button in launch["buttons"]:
+            button["url"] = button["url"].replace(f"{page}.md", f"{page}.ipynb")
+    elif launch:
+        context["header_buttons"].remove(launch)
+        kept = [b for b in download["buttons"] if b["label"] != "download-notebook-button"]
+        download["buttons"] = kept
 
 
 def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
-    """Puts the notebooks to download where the theme looks for them."""
+    """Puts the notebooks to download where the theme looks for them, and no others."""
     if exception is None and app.builder.format == "html":
+        folder = Path(app.outdir) / "_sources"
+        for stray in folder.rglob("*.ipynb"):
+            stray.unlink()
         for path in with_code():
-            name = path.relative_to(ROOT).with_suffix(".ipynb")
-            target = Path(app.outdir) / "_sources" / name
+            target = folder / path.relative_to(ROOT).with_suffix(".ipynb")
             target.write_text(writes(notebook(path, known())) + "\n", encoding="utf-8")
 
 

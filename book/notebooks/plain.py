@@ -19,7 +19,18 @@ from sphinx.directives.code import LiteralInclude, LiteralIncludeReader
 
 ROLE = re.compile(r"\{([a-z]+(?::[a-z]+)?)\}`([^`]+)`")
 PAGE_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md\)")
-ADMONITIONS = "note tip hint important warning caution attention danger error seealso".split()
+ADMONITIONS = [
+    "note",
+    "tip",
+    "hint",
+    "important",
+    "warning",
+    "caution",
+    "attention",
+    "danger",
+    "error",
+    "seealso",
+]
 
 
 def link(text: str, url: str) -> str:
