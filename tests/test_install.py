@@ -5,9 +5,11 @@ Slow, as PyTorch is installed; and needs a package index. `make test-install` ru
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
+import zipfile
 
 import nbclient
 import pytest
@@ -48,7 +50,8 @@ def wheels(tmp_path_factory):
     """The folder of the built wheel, where pip looks, too; it takes CI's versions of the rest."""
     folder = tmp_path_factory.mktemp("wheels")
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
-    subprocess.run(pip, check=True)
+    workflow = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "one/book"}
+    subprocess.run(pip, check=True, env=os.environ | workflow)
     with pytest.MonkeyPatch.context() as patch:
         others = os.environ.get("PIP_FIND_LINKS", "")
         patch.setenv("PIP_FIND_LINKS", f"{folder} {others}".strip())
@@ -101,6 +104,24 @@ def clean(wheels, tmp_path_factory):
     made = Clean(tmp_path_factory.mktemp("clean"))
     made.pip("ipykernel")
     return made
+
+
+def test_the_wheel_has_what_the_package_needs(wheels):
+    (path,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names, metadata = set(wheel.namelist()), ""
+        for name in names:
+            if name.endswith(".dist-info/METADATA"):
+                metadata = wheel.read(name).decode()
+    tracked = subprocess.check_output(["git", "ls-files", "tinyvgpt"], cwd=ROOT, text=True).split()
+    assert {name for name in names if ".dist-info/" not in name} == set(tracked)
+    assert "Project-URL: Repository, https://github.com/one/book\n" in metadata
+    header, _, readme = metadata.partition("\n\n")
+    links = re.findall(r"\]\(([^)]*)\)", readme)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    inside = re.findall(r"\]\(https://github.com/one/book/(?:blob|raw)/v[\d.]+/([^)]*)", readme)
+    assert len(inside) > 10
+    assert [path for path in inside if not (ROOT / path).exists()] == []
 
 
 def test_readmes_code_runs_where_only_the_wheel_is_installed(wheels, tmp_path):
