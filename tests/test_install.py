@@ -116,7 +116,7 @@ def test_the_wheel_has_what_the_package_needs(wheels):
     tracked = subprocess.check_output(["git", "ls-files", "tinyvgpt"], cwd=ROOT, text=True).split()
     assert {name for name in names if ".dist-info/" not in name} == set(tracked)
     assert "Project-URL: Repository, https://github.com/one/book\n" in metadata
-    header, _, readme = metadata.partition("\n\n")
+    readme = metadata.partition("\n\n")[2]
     links = re.findall(r"\]\(([^)]*)\)", readme)
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
     inside = re.findall(r"\]\(https://github.com/one/book/(?:blob|raw)/v[\d.]+/([^)]*)", readme)
