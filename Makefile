@@ -57,7 +57,7 @@ test-chapters: $(STAMP) $(NOTEBOOKS)
 	TINYVGPT_BUDGET=smoke $(PYTEST) --nbval-lax --nbval-cell-timeout=120 $(NOTEBOOKS)
 
 test-install: $(STAMP)
-	$(BIN)/python -m pytest -m slow tests/test_install.py $(if $(INSTALL),-k '$(INSTALL)')
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_install.py $(if $(INSTALL),-k '$(INSTALL)')
 
 _build/notebooks/%.ipynb: book/%.md tests/chapter_notebook.py $(wildcard tests/wrong_answers/*.py) $(STAMP)
 	@mkdir -p $(@D)

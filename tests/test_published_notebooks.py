@@ -5,6 +5,7 @@ import functools
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 
 import convert
@@ -164,7 +165,7 @@ def test_included_files_are_cut_as_the_site_cuts_them():
 def asked(monkeypatch):
     """Runs the first cell where these packages are installed; what it asks pip for."""
 
-    def run(installed, gpu=False):
+    def run(installed, gpu=False, where=NOWHERE):
         def version(name):
             if name in installed:
                 return installed[name]
@@ -174,7 +175,7 @@ def asked(monkeypatch):
         monkeypatch.setattr("importlib.metadata.version", version)
         monkeypatch.setattr("shutil.which", lambda name: "/bin/nvidia-smi" if gpu else None)
         monkeypatch.setattr(subprocess, "check_call", calls.append)
-        exec(first_cell(NOWHERE), {})
+        exec(first_cell(where), {})
         assert all(call[:5] == [sys.executable, "-m", "pip", "install", "-q"] for call in calls)
         return [requirement for call in calls for requirement in call[5:]]
 
@@ -190,6 +191,9 @@ def everything():
 def test_the_first_cell_installs_nothing_where_nothing_is_missing(asked):
     assert asked(everything()) == []
     assert asked(everything() | {"cuda-core": "1.0"}, gpu=True) == []
+    archive = replace(SOMEWHERE, package="tinyvgpt @ https://github.com/o/book/archive/0.zip")
+    assert asked(everything(), where=archive) == []
+    assert asked({}, where=archive)[0] == archive.package
 
 
 def test_the_first_cell_installs_what_is_missing(asked):

@@ -58,12 +58,12 @@ def open_notebooks(
 def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
     """Puts the notebooks to download where the theme looks for them, and no others."""
     if exception is None and app.builder.format == "html":
-        folder = Path(app.outdir) / "_sources"
+        where, folder = known(), Path(app.outdir) / "_sources"
         for stray in folder.rglob("*.ipynb"):
             stray.unlink()
         for path in with_code():
             target = folder / path.relative_to(ROOT).with_suffix(".ipynb")
-            target.write_text(writes(notebook(path, known())) + "\n", encoding="utf-8")
+            target.write_text(writes(notebook(path, where)) + "\n", encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
