@@ -13,7 +13,6 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-BRANCH = "notebooks"  # which `publish.sh` writes, and which launch buttons open
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def pages() -> Iterator[tuple[str, str]]:
             yield from ((section["file"], "") for section in entry.get("sections", []))
 
 
+@cache
 def with_code() -> list[Path]:
     """Sources of the chapters, and of other pages whose code is made to be run."""
     paths = [ROOT / f"{page}.md" for page, _ in pages()]

@@ -7,7 +7,7 @@ and offer for download what myst-nb has executed, with all of MyST in it.
 from pathlib import Path
 from typing import Any
 
-from addresses import BRANCH, ROOT, known
+from addresses import ROOT, known
 from convert import notebook
 from labels import with_code
 from nbformat import writes
@@ -19,7 +19,6 @@ def set_addresses(app: Sphinx, config: Config) -> None:
     """Tells the theme where the repository is; without an address there are no buttons."""
     where, options = known(), config.html_theme_options
     options["repository_url"] = where.repository
-    options["repository_branch"] = BRANCH
     options["use_repository_button"] = bool(where.repository)
     if not where.repository:
         options["launch_buttons"] = {}
