@@ -51,7 +51,7 @@ def with_code() -> list[Path]:
     """Sources of the chapters, and of other pages whose code is made to be run."""
     paths = [ROOT / f"{page}.md" for page, _ in pages()]
     header = "\nkernelspec:\n"
-    return [p for p in paths if re.search(r"/\d\d_|own_videos", p.as_posix()) and header in text(p)]
+    return [p for p in paths if re.match(r"\d\d_|own_videos", p.name) and header in text(p)]
 
 
 @cache

@@ -19,18 +19,7 @@ from sphinx.directives.code import LiteralInclude, LiteralIncludeReader
 
 ROLE = re.compile(r"\{([a-z]+(?::[a-z]+)?)\}`([^`]+)`")
 PAGE_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md\)")
-ADMONITIONS = [
-    "note",
-    "tip",
-    "hint",
-    "important",
-    "warning",
-    "caution",
-    "attention",
-    "danger",
-    "error",
-    "seealso",
-]
+ADMONITIONS = {"note", "tip", "hint", "important", "warning", "caution", "danger", "seealso"}
 
 
 def link(text: str, url: str) -> str:
