@@ -254,12 +254,13 @@ def test_checkpointing_changes_nothing_but_memory(attention):
 
 
 def convolves_one_frame():
-    """Whether this processor's bfloat16 convolution over a single frame gives more than zeros.
+    """Whether a convolution over a single frame is right in bfloat16.
 
-    On CPUs with AMX it doesn't, in PyTorch 2.10 to 2.14 at least.
+    On CPUs with AMX much of it is 0, in PyTorch 2.10 to 2.14 at least.
     """
     x, weight = torch.ones(1, 1, 1, 8, 8), torch.ones(8, 1, 3, 3, 3)
-    return F.conv3d(x.bfloat16(), weight.bfloat16(), padding=1).any()
+    found = F.conv3d(x.bfloat16(), weight.bfloat16(), padding=1)
+    return torch.equal(found.float(), F.conv3d(x, weight, padding=1))  # whole numbers up to 9
 
 
 @pytest.mark.parametrize("attention", ["full", "strided"])
