@@ -9,13 +9,20 @@
 #                 answers; those that don't, in output.txt, too
 #   make demo     a grid of clips from the shipped model, in demo.mp4
 #   make lint     format, lint and type checks
+#   make notebooks    chapters as notebooks for Colab, Binder and Jupyter, in _build/published
+#   make dist     the wheel and the source archive, in dist/, as a release has them
+#   make test-install    the wheel, and notebooks from their first cell, in empty environments;
+#                 INSTALL="" takes every notebook
 #   make clean    remove what the other commands wrote (not .venv)
 #
-# PYTHON=python3.12 picks the interpreter that .venv is made with; BUDGET=gpu the book's budget.
+# PYTHON=python3.12 picks the interpreter that .venv is made with; BUDGET=gpu the book's budget;
+# CONSTRAINTS=/dev/null the newest packages.
 
 PYTHON ?= python3
 BUDGET ?= cpu
 PYTEST_ARGS ?=
+CONSTRAINTS ?= constraints.txt
+INSTALL ?= wheel or stay or 01_clips or 10_sampling
 
 BIN := .venv/bin
 # Two processes of one thread each; a file's tests stay together. PYTEST_ARGS="-n 0" for one process.
@@ -32,7 +39,7 @@ MEDIA := _build/html/media
 CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.md)) book/own_videos.md
 NOTEBOOKS := $(CHAPTERS:book/%.md=_build/notebooks/%.ipynb)
 
-.PHONY: help test test-units test-chapters book test-site links demo lint clean
+.PHONY: help test test-units test-chapters test-install test-site book links notebooks dist demo lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,7 +48,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("tinyvgpt needs Python 3.11 or newer, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[$(EXTRAS)]' -c constraints.txt
+	$(BIN)/pip install -q -e '.[$(EXTRAS)]' -c $(CONSTRAINTS)
 	@touch $@
 
 test: test-units test-chapters
@@ -51,6 +58,9 @@ test-units: $(STAMP)
 
 test-chapters: $(STAMP) $(NOTEBOOKS)
 	TINYVGPT_BUDGET=smoke $(PYTEST) --nbval-lax --nbval-cell-timeout=120 $(NOTEBOOKS)
+
+test-install: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_install.py $(if $(INSTALL),-k '$(INSTALL)')
 
 _build/notebooks/%.ipynb: book/%.md tests/chapter_notebook.py $(wildcard tests/wrong_answers/*.py) $(STAMP)
 	@mkdir -p $(@D)
@@ -77,6 +87,16 @@ links: $(STAMP)
 	sed 's/execute_notebooks: force/execute_notebooks: "off"/' _config.yml > _links.yml
 	$(BIN)/jupyter-book build . --all --config _links.yml --path-output _build/links --builder linkcheck; \
 		status=$$?; rm _links.yml; cp _build/links/_build/html/output.* _build/links/; exit $$status
+
+notebooks: $(STAMP)
+	rm -rf _build/published
+	$(BIN)/python book/notebooks/convert.py _build/published
+
+dist: $(STAMP)
+	$(BIN)/pip install -q -e '.[release]' -c $(CONSTRAINTS)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 demo: $(STAMP)
 	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4

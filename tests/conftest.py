@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).parents[1] / "data_recipes"
-sys.path.insert(0, str(RECIPES))  # as Python does for a script that is started there
+ROOT = Path(__file__).parents[1]
+for scripts in ("data_recipes", "book/notebooks"):
+    sys.path.insert(0, str(ROOT / scripts))  # as Python does for a script that is started there
 
 
 @pytest.fixture

@@ -154,6 +154,7 @@ def test_learning(monkeypatch):
     gpt = GPTConfig.for_vqvae(small, width=12, heads=2, layers=1, classes=55, label_dropout=0.2)
     changed = bench_learning.replace(preset, vqvae=small, gpt=gpt)
     monkeypatch.setattr(bench_learning, "moving_mnist", lambda: changed)
+    monkeypatch.setattr(bench_learning, "MOVED", 1e-4)  # so that it shows after few steps
     monkeypatch.setattr(bench_learning, "open_dataset", partial(open_dataset, **clips))
     original, seeds, factor = bench_learning.curve, [], 1.0
 

@@ -251,7 +251,7 @@ def test_lines_say_which_process(monkeypatch, capsys, rank, who):
 
 def test_info_on_a_gpu(monkeypatch, capsys):
     """It says which attention kernels training uses there."""
-    gpu = SimpleNamespace(major=9)
+    gpu = SimpleNamespace(major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)

@@ -253,8 +253,20 @@ def test_checkpointing_changes_nothing_but_memory(attention):
     assert saved[1] < 0.9 * saved[0]
 
 
+def convolves_one_frame():
+    """Whether a convolution over a single frame is right in bfloat16.
+
+    On CPUs with AMX much of it is 0, in PyTorch 2.10 to 2.14 at least.
+    """
+    x, weight = torch.ones(1, 1, 1, 8, 8), torch.ones(8, 1, 3, 3, 3)
+    found = F.conv3d(x.bfloat16(), weight.bfloat16(), padding=1)
+    return torch.equal(found.float(), F.conv3d(x, weight, padding=1))  # whole numbers up to 9
+
+
 @pytest.mark.parametrize("attention", ["full", "strided"])
 def test_autocast(attention):
+    if not convolves_one_frame():
+        pytest.skip("PyTorch's bfloat16 convolution of one frame is wrong on this CPU")
     gpt = GPT(config(**CONDITIONS, attention=attention), torch.randn(16, 6)).eval()
     torch.nn.init.normal_(gpt.token_out.weight, std=0.1)
     tokens, condition = tokens_of(gpt, 3), given(3)

@@ -297,9 +297,13 @@ def _webp(array: np.ndarray) -> str:
 
 
 def recorded(name: str) -> dict[str, Any] | None:
-    """Return a measured record of the book, book/results/`name`.json.
+    """Return a measured record of the book, book/results/`name`.json; None if there is none.
 
-    None where the package is installed without its repository: then measure.
+    In a wheel the records are in the package.
     """
-    path = Path(__file__).parents[1] / "book" / "results" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    package = Path(__file__).parent
+    for folder in (package.parent / "book" / "results", package / "results"):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
