@@ -77,7 +77,7 @@ def choices(
     press, label = html.escape(_PRESS.replace("INTERVAL", f"{1000 / fps:.0f}")), html.escape(alt)
     buttons = "".join(
         f'<button type="button" value="{html.escape(key)}" aria-label="{html.escape(key)}" '
-        f'style="min-width: 2.6em; height: 2.4em" onclick="{press}">{html.escape(sign)}</button>'
+        f'style="min-width: 2.2em; height: 2.4em" onclick="{press}">{html.escape(sign)}</button>'
         for key, sign in keys.items()
     )
     return Player(
