@@ -4,14 +4,12 @@ Every chapter starts with `versions()` and ends its "Against the package" with `
 in the package imports this module.
 """
 
-import hashlib
 import html
 import importlib.metadata
 import json
 import os
 import platform
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyvgpt.show import Player, address
+from tinyvgpt.show import Player, webp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -249,7 +247,7 @@ def step_through(
         size = f'width="{width * scale:g}" height="{height * scale:g}" style="{look}"'
         steps.append(
             f'<div class="step"{" hidden" if number else ""}>'
-            f'<img src="{_webp(array)}" alt="{label}" {size}>'
+            f'<img src="{webp(array)}" alt="{label}" {size}>'
             f'<div style="padding: 0.3em 0.6em">{html.escape(caption)}</div></div>'
         )
     play = html.escape(_PLAY.replace("INTERVAL", f"{1000 / fps:.0f}"))
@@ -282,18 +280,6 @@ def _check_steps(
         raise ValueError(f"fps is {fps}, it must be above 0 and at most 60")
     if not scale > 0:
         raise ValueError(f"scale is {scale}, it must be above 0")
-
-
-def _webp(array: np.ndarray) -> str:
-    """The address of a picture (H, W, C) as a lossless WebP file."""
-    from PIL import Image
-
-    file = BytesIO()
-    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(
-        file, "webp", lossless=True, quality=80
-    )
-    data = file.getvalue()
-    return address(data, f"{hashlib.sha256(data).hexdigest()[:16]}.webp", "image/webp")
 
 
 def recorded(name: str) -> dict[str, Any] | None:

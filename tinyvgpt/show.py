@@ -154,6 +154,21 @@ def _pillow_gif(frames: np.ndarray, fps: float) -> bytes:
     return file.getvalue()
 
 
+def webp(picture: np.ndarray) -> str:
+    """Where a page finds a picture, uint8 (H, W, C), C of 1 or 3: a lossless WebP file.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    from PIL import Image
+
+    file = BytesIO()
+    image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
+    image.save(file, "webp", lossless=True, quality=80)
+    data = file.getvalue()
+    return address(data, f"{hashlib.sha256(data).hexdigest()[:16]}.webp", "image/webp")
+
+
 def address(data: bytes, name: str, kind: str) -> str:
     """Where a page finds the data: inside itself, or in the folder of the book being built."""
     folder = os.environ.get("TINYVGPT_BOOK_MEDIA")
