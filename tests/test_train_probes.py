@@ -268,6 +268,26 @@ def test_main(tmp_path, monkeypatch):
     assert 0 <= found["real frames accepted"] <= 1
 
 
+def test_a_trained_probe_is_only_measured(tmp_path, monkeypatch):
+    of = replace(DigitFrames.config, width=2)
+    monkeypatch.setattr(DigitFrames, "config", of)
+    monkeypatch.setattr(train_probes, "balanced_score", lambda probe, frames: 1e-4)
+    monkeypatch.setattr(train_probes, "train", lambda *given: pytest.fail("it was trained"))
+    probe = Probe(of)
+    probe.save(tmp_path / "before")
+    words = ["--probe", "moving-mnist", "--clips", "4", "--trained", str(tmp_path / "before")]
+    places = ["--out", str(tmp_path / "probe"), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train_probes.py", *words, *places])
+    train_probes.main()
+    measured = Probe.from_pretrained(tmp_path / "probe")
+    assert measured.config.threshold == 1e-4
+    before = Probe.from_pretrained(tmp_path / "before").state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in measured.state_dict().items())
+    found = json.loads((tmp_path / "moving-mnist-probe.json").read_text())
+    assert found["command"].endswith("--probe moving-mnist --trained FOLDER --clips 4")
+    assert "steps" not in found
+
+
 def test_a_probe_that_tells_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="can't tell real frames from spoilt ones: give more"):
         begin("robot-push", tmp_path, monkeypatch)
