@@ -315,6 +315,7 @@ def test_codebook_starts_and_restarts():
     [
         ({"axial": False}, "axial is False"),
         ({"causal_time": True}, "causal_time is True"),
+        ({"local_encoder": True}, "local_encoder is True"),
         ({"downsample": (2, 1, 2)}, r"downsample is \(2, 1, 2\)"),
         ({"downsample": (1, 1, 1)}, r"downsample is \(1, 1, 1\)"),
     ],

@@ -1,6 +1,7 @@
 """The tokenizer: shapes, padding, what causal time promises, what it refuses, one batch learnt."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -84,6 +85,36 @@ def test_causal_time_by_gradients():
         (grad,) = torch.autograd.grad(z[:, :, k].square().sum(), x, retain_graph=True)
         moves = grad.abs().sum((0, 1, 3, 4)) > 0
         assert moves.tolist() == [i < 2 * (k + 1) for i in range(8)]
+
+
+@pytest.mark.parametrize("causal_time", [False, True])
+@pytest.mark.parametrize("downsample", [(2, 4, 4), (1, 8, 2), (4, 2, 1), (1, 1, 1)])
+def test_a_local_encoder_sees_the_pixels_in_a_token_s_place(downsample, causal_time):
+    """Each latent moves with its own box of pixels and no other; the decoder looks around."""
+    vqvae = trained_a_little(
+        small(downsample=downsample, local_encoder=True, causal_time=causal_time, res_blocks=2)
+    )
+    x = (torch.rand(1, 3, 8, 8, 8) - 0.5).requires_grad_()
+    z = vqvae.features(x)
+    for place in ((0, 0, 0), tuple(size - 1 for size in z.shape[2:])):
+        (grad,) = torch.autograd.grad(
+            z[(0, slice(None), *place)].square().sum(), x, retain_graph=True
+        )
+        moves = grad[0].abs().sum(0) > 0
+        box = torch.zeros_like(moves)
+        box[tuple(slice(i * f, (i + 1) * f) for i, f in zip(place, downsample, strict=True))] = True
+        assert torch.equal(moves, box)
+    assert not any("axial" in name for name, _ in vqvae.encoder.named_parameters())
+    tokens = torch.zeros(1, *z.shape[2:], dtype=torch.int64)
+    near, other = vqvae.decode(tokens), tokens.clone()
+    other[:, 0, 0, 0] = 1
+    moved = (vqvae.decode(other) - near).abs().sum((0, 1)) > 0
+    assert moved.sum() > 2 * math.prod(downsample)
+
+
+def test_a_local_encoder_has_one_token_for_what_is_blank():
+    vqvae = trained_a_little(small(downsample=(4, 4, 4), local_encoder=True))
+    assert vqvae.encode(torch.full((1, 3, 8, 8, 8), -0.5)).unique().numel() == 1
 
 
 def test_loss():

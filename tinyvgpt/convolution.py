@@ -23,19 +23,20 @@ class SameConv3d(nn.Conv3d):
         self,
         dim_in: int,
         dim_out: int,
-        kernel: int,
+        kernel: int | Triple,
         stride: Triple = (1, 1, 1),
         *,
         causal_time: bool = False,
         bias: bool = True,
     ):
-        front = [(kernel - s + 1) // 2 for s in stride]
-        behind = [(kernel - s) // 2 for s in stride]
+        kernels = (kernel,) * 3 if isinstance(kernel, int) else kernel
+        front = [(k - s + 1) // 2 for k, s in zip(kernels, stride, strict=True)]
+        behind = [(k - s) // 2 for k, s in zip(kernels, stride, strict=True)]
         if causal_time:
-            front[0], behind[0] = kernel - stride[0], 0
+            front[0], behind[0] = kernels[0] - stride[0], 0
         # The part common to both sides needs no copy of the input: the convolution pads by itself.
         t, h, w = behind
-        super().__init__(dim_in, dim_out, kernel, stride, padding=(t, h, w), bias=bias)
+        super().__init__(dim_in, dim_out, kernels, stride, padding=(t, h, w), bias=bias)
         both_sides = list(zip(reversed(front), reversed(behind), strict=True))
         self.extra = [pad for f, b in both_sides for pad in (f - b, 0)]
         self.all_around = [pad for f, b in both_sides for pad in (f, b)]

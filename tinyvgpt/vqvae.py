@@ -1,7 +1,7 @@
 """Stage 1: a 3D VQ-VAE, clip ⇄ tokens.
 
 Chapters 03 and 06 build this file. Source: VideoGPT (Yan et al. 2021), §3.1 and its released code;
-the field `causal_time` is ours.
+the fields `causal_time` and `local_encoder` are ours.
 
 Shapes: B batch · C channels · T H W frames and pixels · t h w latent grid · D hidden channels ·
 K codes.
@@ -43,6 +43,7 @@ class VQVAEConfig:
     commitment: float = 0.25  # weight of the commitment loss
     data_variance: float = 0.06  # the reconstruction error is divided by it
     causal_time: bool = False  # latent frame k sees frames up to its own last one only
+    local_encoder: bool = False  # a token sees the pixels in its place only; the decoder sees more
     checkpointing: bool = False  # recompute residual blocks in the backward pass to save memory
 
     def __post_init__(self) -> None:
@@ -91,20 +92,23 @@ class VQVAEOutput(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """x + norm, 3×3×3 bottleneck convolution, 1×1×1 convolution and (by choice) axial attention."""
+    """x + norm, 3×3×3 bottleneck convolution, 1×1×1 convolution and (by choice) axial attention.
 
-    def __init__(self, config: VQVAEConfig):
+    One that is `local` has neither of what looks around: 1×1×1 instead of 3×3×3, no attention.
+    """
+
+    def __init__(self, config: VQVAEConfig, *, local: bool = False):
         super().__init__()
         c, half, causal = config.hidden, config.hidden // 2, config.causal_time
         self.conv = nn.Sequential(
             BatchNorm3d(c),
             nn.ReLU(),
-            SameConv3d(c, half, 3, causal_time=causal, bias=False),
+            SameConv3d(c, half, 1 if local else 3, causal_time=causal, bias=False),
             BatchNorm3d(half),
             nn.ReLU(),
             SameConv3d(half, c, 1, bias=False),
         )
-        if config.axial:
+        if config.axial and not local:
             self.norm = nn.Sequential(BatchNorm3d(c), nn.ReLU())
             self.axial = AxialAttention(c, config.axial_heads, causal_time=causal)
 
@@ -119,9 +123,11 @@ class ResidualBlock(nn.Module):
 class ResidualStack(nn.Module):
     """Residual blocks, then a last norm and ReLU."""
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig, *, local: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.res_blocks))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(config, local=local) for _ in range(config.res_blocks)
+        )
         self.norm = BatchNorm3d(config.hidden)
         self.checkpointing = config.checkpointing
 
@@ -160,14 +166,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
-        c, causal = config.hidden, config.causal_time
+        c, causal, local = config.hidden, config.causal_time, config.local_encoder
         widths = [config.channels] + [c] * len(config.strides)
         self.convs = nn.ModuleList(
-            SameConv3d(widths[i], c, 4, stride, causal_time=causal)
+            SameConv3d(widths[i], c, stride if local else 4, stride, causal_time=causal)
             for i, stride in enumerate(config.strides)
         )
-        self.conv_last = SameConv3d(widths[-1], c, 3, causal_time=causal)
-        self.res_stack = ResidualStack(config)
+        self.conv_last = SameConv3d(widths[-1], c, 1 if local else 3, causal_time=causal)
+        self.res_stack = ResidualStack(config, local=local)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, T, H, W) to (B, D, t, h, w)."""

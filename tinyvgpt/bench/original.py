@@ -254,7 +254,7 @@ class OriginalVQVAE(nn.Module):
             ValueError: for settings that the original doesn't have or can't run.
         """
         super().__init__()
-        _check(config, axial=True, causal_time=False)
+        _check(config, axial=True, causal_time=False, local_encoder=False)
         if max(config.downsample) < 4:
             raise ValueError(f"downsample is {config.downsample}, must have a factor of 4 or more")
         self.data_variance = config.data_variance
