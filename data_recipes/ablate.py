@@ -2,10 +2,10 @@
 
     python data_recipes/ablate.py --runs runs/ablations
 
-trains tokenizers (as the preset moving-mnist has it; without axial attention; with 128 and 2,048
-codes; without restarts of unused codes) and, on the tokenizers they belong to, GPTs (of 2, 4 and 8
-layers; with strided attention; on tokens made without axial attention, or of 128 and 2,048 codes),
-all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM
+trains tokenizers (with 512 codes and a local encoder; with an encoder that looks around, without and
+with axial attention; with 128 and 2,048 codes; without restarts of unused codes) and, on the
+tokenizers they belong to, GPTs (of 2, 4 and 8 layers; with strided attention; on the other
+encoders' tokens, or on 128 and 2,048 codes), all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM
 of tokenizers, and how many of their codes are in use; bits a token and a clip of GPTs. Bits are
 those of a tokenizer's own tokens: fewer codes take fewer of them, and keep less. Figures go to
 book/results/ablations.json, their plot to ablations.png beside it: a dot a seed, a line through the
@@ -43,10 +43,11 @@ from tinyvgpt.settings import TrainConfig
 from tinyvgpt.store import write_atomically
 from tinyvgpt.train import about_data, train_gpt, train_vqvae
 
-BASE = "512 codes, axial"
+BASE = "512 codes"
 TOKENIZERS: dict[str, dict[str, Any]] = {  # what each changes of the base
     BASE: {},
-    "no axial attention": {"axial": False},
+    "wide encoder": {"local_encoder": False},
+    "wide encoder, axial": {"local_encoder": False, "axial": True},
     "128 codes": {"codes": 128},
     "2048 codes": {"codes": 2048},
     "no restarts": {},
@@ -56,17 +57,19 @@ GPTS: dict[str, tuple[str, dict[str, Any]]] = {  # the tokenizer, and what is ch
     "4 layers": (BASE, {"layers": 4}),
     "2 layers": (BASE, {"layers": 2}),
     "strided attention": (BASE, {"attention": "strided"}),
-    "on no axial attention": ("no axial attention", {}),
+    "on wide encoder": ("wide encoder", {}),
+    "on wide encoder, axial": ("wide encoder, axial", {}),
     "on 128 codes": ("128 codes", {}),
     "on 2048 codes": ("2048 codes", {}),
 }
+ENCODERS = {BASE: "local", "wide encoder": "wide", "wide encoder, axial": "wide,\naxial"}
 PANELS = (  # title, what is on the axis, a figure's name, the runs
-    ("axial attention", "PSNR, dB", "psnr", {BASE: "on", "no axial attention": "off"}),
+    ("encoder", "PSNR, dB", "psnr", ENCODERS),
     (
-        "axial attention",
+        "encoder",
         "bits a clip",
         "bits_per_clip",
-        {"8 layers": "on", "on no axial attention": "off"},
+        {"8 layers": "local", **{f"on {n}": text for n, text in list(ENCODERS.items())[1:]}},
     ),
     ("codes", "PSNR, dB", "psnr", {"128 codes": "128", BASE: "512", "2048 codes": "2048"}),
     ("restarts", "codes in use", "codes_in_use", {BASE: "on", "no restarts": "off"}),
@@ -101,8 +104,9 @@ class Plan:
 
 
 def plan(steps: int, seeds: int, clips: int) -> Plan:
-    """Runs of the preset's settings, but for their length."""
+    """Runs of the preset's settings, but for the base's and their length."""
     preset = moving_mnist()
+    base = {"codes": 512, "axial": False, "local_encoder": True}
     short = {
         "steps": steps,
         "batch_size": 64,
@@ -114,9 +118,9 @@ def plan(steps: int, seeds: int, clips: int) -> Plan:
         "keep": 1,
     }
     return Plan(
-        preset.vqvae,
+        replace(preset.vqvae, **base),
         replace(preset.train_vqvae, **short),
-        preset.gpt,
+        replace(preset.gpt, codes=512),
         replace(preset.train_gpt, encode_once=64 * steps, **short),
         seeds,
         clips,
@@ -126,7 +130,7 @@ def plan(steps: int, seeds: int, clips: int) -> Plan:
 def smoke() -> Plan:
     """The same runs, with as little as there can be of everything else."""
     vqvae = replace(
-        moving_mnist().vqvae, downsample=(4, 16, 16), hidden=8, res_blocks=1, code_dim=8
+        plan(1, 1, 1).vqvae, downsample=(4, 16, 16), hidden=8, res_blocks=1, code_dim=8
     )
     gpt = GPTConfig.for_vqvae(vqvae, width=12, heads=2, classes=55, label_dropout=0.2)
     train = TrainConfig(steps=2, batch_size=2, warmup=1, validate_every=0, tensorboard=False)
@@ -246,7 +250,7 @@ def table(results: dict[str, dict[str, list]]) -> str:
     """A line a run: the means of its figures over seeds, and their range."""
     lines = []
     for name, figures in results.items():
-        lines.append(f"{name:20}")
+        lines.append(f"{name:23}")
         for figure, values in figures.items():
             mean, low, high = (f"{f(values):.4g}" for f in (fmean, min, max))
             lines[-1] += f"   {figure.replace('_', ' ')} {mean} ({low} … {high})"

@@ -66,7 +66,8 @@ def test_smoke(tmp_path, monkeypatch, capsys):
         "4 layers": {"layers": 4},
         "2 layers": {"layers": 2},
         "strided attention": {"attention": "strided"},
-        "on no axial attention": {},
+        "on wide encoder": {},
+        "on wide encoder, axial": {},
         "on 128 codes": {"codes": 128},
         "on 2048 codes": {"codes": 2048},
     }
@@ -75,7 +76,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(ablate, stage, None)  # nothing is trained again
     main(monkeypatch, "--runs", runs, "--smoke")
     assert json.loads((runs / "ablations.json").read_text())["runs"] == found["runs"]
-    assert capsys.readouterr().out.splitlines()[0].startswith("512 codes, axial")
+    assert capsys.readouterr().out.splitlines()[0].startswith("512 codes")
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path, few, data, monkeypatch):
@@ -104,7 +105,7 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path, few, data
     with pytest.raises(ValueError, match="has a run with another data; give another --runs"):
         ablate.ablate(plan, tmp_path, open_dataset("moving-mnist", seed=1), data[1])
     other = replace(plan, train_vqvae=replace(plan.train_vqvae, lr=1e-4))
-    with pytest.raises(ValueError, match=r"512-codes-axial-seed-0 has a run with another lr; give"):
+    with pytest.raises(ValueError, match=r"512-codes-seed-0 has a run with another lr; give"):
         ablate.ablate(other, tmp_path, *data)
 
 
@@ -126,9 +127,10 @@ def test_without_restarts_an_unused_code_stays(tmp_path, data, monkeypatch):
     assert trained["no restarts"] > 300
 
 
-def test_the_preset_s_settings_but_for_the_length():
-    plan = ablate.plan(steps=1000, seeds=2, clips=512)
-    assert plan.vqvae == ablate.moving_mnist().vqvae
+def test_the_preset_s_settings_but_for_the_base_s_and_the_length():
+    plan, preset = ablate.plan(steps=1000, seeds=2, clips=512), ablate.moving_mnist().vqvae
+    assert plan.vqvae == replace(preset, codes=512, axial=False, local_encoder=True)
+    assert plan.gpt.codes == plan.vqvae.codes
     assert (plan.gpt.layers, plan.gpt.attention) == (8, "full")
     assert plan.train_gpt.encode_once == plan.train_gpt.steps * plan.train_gpt.batch_size
     assert plan.train_vqvae.steps == plan.train_gpt.steps == 1000
