@@ -129,9 +129,7 @@ def plan(steps: int, seeds: int, clips: int) -> Plan:
 
 def smoke() -> Plan:
     """The same runs, with as little as there can be of everything else."""
-    vqvae = replace(
-        plan(1, 1, 1).vqvae, downsample=(4, 16, 16), hidden=8, res_blocks=1, code_dim=8
-    )
+    vqvae = replace(plan(1, 1, 1).vqvae, downsample=(4, 16, 16), hidden=8, res_blocks=1, code_dim=8)
     gpt = GPTConfig.for_vqvae(vqvae, width=12, heads=2, classes=55, label_dropout=0.2)
     train = TrainConfig(steps=2, batch_size=2, warmup=1, validate_every=0, tensorboard=False)
     return Plan(vqvae, train, gpt, replace(train, encode_once=4), seeds=1, clips=4)
