@@ -2,14 +2,14 @@
 
     python data_recipes/ablate.py --runs runs/ablations
 
-trains tokenizers (with 512 codes and a local encoder; with an encoder that looks around, without and
-with axial attention; with 128 and 2,048 codes; without restarts of unused codes) and, on the
+trains tokenizers (with 512 codes and a local encoder; with an encoder that looks around, without
+and with axial attention; with 128 and 2,048 codes; without restarts of unused codes) and, on the
 tokenizers they belong to, GPTs (of 2, 4 and 8 layers; with strided attention; on the other
-encoders' tokens, or on 128 and 2,048 codes), all for as many steps on as many clips, each from two seeds. Unseen clips then tell: PSNR and SSIM
-of tokenizers, and how many of their codes are in use; bits a token and a clip of GPTs. Bits are
-those of a tokenizer's own tokens: fewer codes take fewer of them, and keep less. Figures go to
-book/results/ablations.json, their plot to ablations.png beside it: a dot a seed, a line through the
-means.
+encoders' tokens, or on 128 and 2,048 codes), all for as many steps on as many clips, each from two
+seeds. Unseen clips then tell: PSNR and SSIM of tokenizers, and how many of their codes are in use;
+bits a token and a clip of GPTs. Bits are those of a tokenizer's own tokens: fewer codes take fewer
+of them, and keep less. Figures go to book/results/ablations.json, their plot to ablations.png
+beside it: a dot a seed, a line through the means.
 
 A run that is finished is not repeated, one that was stopped goes on from its last checkpoint: type
 the same command again. With --smoke everything is tiny and ends in a minute on a CPU; its figures
