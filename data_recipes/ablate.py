@@ -6,10 +6,11 @@ trains tokenizers (with 512 codes and a local encoder; with an encoder that look
 and with axial attention; with 128 and 2,048 codes; without restarts of unused codes) and, on the
 tokenizers they belong to, GPTs (of 2, 4 and 8 layers; with strided attention; on the other
 encoders' tokens, or on 128 and 2,048 codes), all for as many steps on as many clips, each from two
-seeds. Unseen clips then tell: PSNR and SSIM of tokenizers, and how many of their codes are in use;
-bits a token and a clip of GPTs. Bits are those of a tokenizer's own tokens: fewer codes take fewer
-of them, and keep less. Figures go to book/results/ablations.json, their plot to ablations.png
-beside it: a dot a seed, a line through the means.
+seeds. Unseen clips then tell: PSNR and SSIM of tokenizers, how many of their codes are in use, and
+in how many frames the probe reads the right digits, as a share of that in real clips; bits a token
+and a clip of GPTs. Bits are those of a tokenizer's own tokens: fewer codes take fewer of them, and
+keep less. Figures go to book/results/ablations.json, their plot to ablations.png beside it: a dot a
+seed, a line through the means.
 
 A run that is finished is not repeated, one that was stopped goes on from its last checkpoint: type
 the same command again. With --smoke everything is tiny and ends in a minute on a CPU; its figures
@@ -37,9 +38,12 @@ from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, evaluate, ope
 from tinyvgpt.bench import device_name, exact_float32, record
 from tinyvgpt.data import Dataset
 from tinyvgpt.encode import encode
+from tinyvgpt.measures import kept
 from tinyvgpt.notebook import style
 from tinyvgpt.presets import moving_mnist
+from tinyvgpt.probes import Probe
 from tinyvgpt.settings import TrainConfig
+from tinyvgpt.shown import pairs_of
 from tinyvgpt.store import write_atomically
 from tinyvgpt.train import about_data, train_gpt, train_vqvae
 
@@ -71,6 +75,7 @@ PANELS = (  # title, what is on the axis, a figure's name, the runs
         "bits_per_clip",
         {"8 layers": "local", **{f"on {n}": text for n, text in list(ENCODERS.items())[1:]}},
     ),
+    ("encoder", "right digits, of real clips'", "right_digits", ENCODERS),
     ("codes", "PSNR, dB", "psnr", {"128 codes": "128", BASE: "512", "2048 codes": "2048"}),
     ("restarts", "codes in use", "codes_in_use", {BASE: "on", "no restarts": "off"}),
     ("layers", "bits a clip", "bits_per_clip", {f"{n} layers": str(n) for n in (2, 4, 8)}),
@@ -172,16 +177,22 @@ def tokenizer_run(
         vqvae.codebook._dead = partial(torch.zeros_like, dtype=torch.bool)
     train_vqvae(vqvae, data, replace(plan.train_vqvae, seed=seed), folder)
     vqvae = VQVAE.from_pretrained(folder).to(plan.train_vqvae.torch_device())
-    errors, similar, used = [], [], set()
+    device = vqvae.codebook.codes.device
+    probe = Probe.from_pretrained("moving-mnist").to(device)
+    errors, similar, used, right, of_real = [], [], set(), 0.0, 0.0
     with measuring():
-        for clips in parts(test, plan.clips, vqvae.codebook.codes.device):
+        for clips in parts(test, plan.clips, device):
             tokens = encode(vqvae, clips)
             decoded = video.to_uint8(vqvae.decode(tokens))
             errors.append(evaluate.squared_error(clips["video"], decoded))
             similar.append(evaluate.ssim(clips["video"], decoded))
             used |= set(tokens.flatten().tolist())
+            wanted = pairs_of(test, clips)
+            right += kept(probe, decoded, wanted).right.sum()
+            of_real += kept(probe, clips["video"], wanted).right.sum()
     found = evaluate.reconstruction(torch.cat(errors), torch.cat(similar), seed)
-    return {name: f.value for name, f in found.items()} | {"codes_in_use": len(used)}
+    figures = {name: f.value for name, f in found.items()}
+    return {**figures, "codes_in_use": len(used), "right_digits": right / of_real}
 
 
 def gpt_run(
@@ -262,9 +273,7 @@ def plot(results: dict[str, dict[str, list]], path: Path) -> None:
 
     style()
     figure = Figure(figsize=(11, 5))
-    *places, spare = figure.subplots(2, 4).flat
-    spare.axis("off")
-    for axes, (title, label, name, of) in zip(places, PANELS, strict=True):
+    for axes, (title, label, name, of) in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
         values = [results[one][name] for one in of]
         axes.plot(range(len(of)), [fmean(each) for each in values], color="#bbbbbb", zorder=0)
         for x, each in enumerate(values):

@@ -44,7 +44,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     assert found["command"] == "python data_recipes/ablate.py --runs RUNS --smoke"
     assert list(found["runs"]) == [*ablate.TOKENIZERS, *ablate.GPTS]
     for name, figures in found["runs"].items():
-        of_tokenizers = ["psnr", "ssim", "codes_in_use"]
+        of_tokenizers = ["psnr", "ssim", "codes_in_use", "right_digits"]
         of_gpts = ["bits_per_token", "bits_per_clip"]
         assert list(figures) == (of_tokenizers if name in ablate.TOKENIZERS else of_gpts)
         assert all(len(values) == 1 for values in figures.values())
@@ -82,7 +82,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
 def test_it_goes_on_where_it_was_interrupted(tmp_path, few, data, monkeypatch):
     plan = replace(ablate.smoke(), seeds=2)
     whole = ablate.ablate(plan, tmp_path / "whole", *data)
-    assert [len(x) for of in whole.values() for x in of.values()] == [2] * 10
+    assert [len(x) for of in whole.values() for x in of.values()] == [2] * 12
     assert whole["2 layers"]["bits_per_clip"][0] != whole["2 layers"]["bits_per_clip"][1]
     train, started = ablate.train_gpt, []
 
