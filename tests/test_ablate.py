@@ -8,7 +8,7 @@ import ablate
 import pytest
 import torch
 
-from tinyvgpt import VQVAE, VideoGPT, open_dataset
+from tinyvgpt import VQVAE, VideoGPT, open_dataset, video
 
 
 class Interrupted(Exception):
@@ -125,6 +125,20 @@ def test_without_restarts_an_unused_code_stays(tmp_path, data, monkeypatch):
         ablate.tokenizer_run(ablate.smoke(), name, 0, tmp_path / name, *data)
     assert trained[ablate.BASE] == 0
     assert trained["no restarts"] > 300
+
+
+@pytest.mark.parametrize(("kept", "share"), [(slice(None), 1.0), (slice(2), 0.5)])
+def test_right_digits_are_a_share_of_real_clips(tmp_path, data, monkeypatch, kept, share):
+    """A tokenizer that loses nothing has all of them, one that keeps two clips of four has half."""
+    real = video.to_model(data[1].batch(range(4))["video"])
+    decoded = torch.full_like(real, -0.5)
+    decoded[kept] = real[kept]
+    monkeypatch.setattr(
+        ablate, "train_vqvae", lambda vqvae, data, config, folder: vqvae.save(folder)
+    )
+    monkeypatch.setattr(VQVAE, "decode", lambda self, tokens: decoded)
+    figures = ablate.tokenizer_run(ablate.smoke(), ablate.BASE, 0, tmp_path, *data)
+    assert figures["right_digits"] == pytest.approx(share, abs=0.1)
 
 
 def test_the_preset_s_settings_but_for_the_base_s_and_the_length():
