@@ -67,7 +67,13 @@ def moving_mnist() -> Preset:
 def robot_push() -> Preset:
     """The shipped model of simulated pushing: continues given frames, steered by actions."""
     vqvae = VQVAEConfig(
-        downsample=(4, 4, 4), hidden=64, res_blocks=2, codes=512, code_dim=64, causal_time=True
+        downsample=(4, 4, 4),
+        hidden=64,
+        res_blocks=4,
+        codes=1024,
+        code_dim=64,
+        causal_time=True,
+        local_encoder=True,
     )
     gpt = GPTConfig.for_vqvae(
         vqvae,
@@ -83,7 +89,7 @@ def robot_push() -> Preset:
     return Preset(
         "robot-push",
         vqvae,
-        replace(shared, steps=8000, batch_size=32, lr=1e-3, warmup=200, ema=0.999),
+        replace(shared, steps=14_000, batch_size=32, lr=1e-3, warmup=200, ema=0.999),
         gpt,
         replace(
             shared,
@@ -93,7 +99,7 @@ def robot_push() -> Preset:
             warmup=500,
             weight_decay=0.05,
             ema=0.999,
-            encode_once=25_000,
+            encode_once=40_000,
         ),
     )
 
