@@ -52,9 +52,7 @@ def main() -> None:
     for temperature in TEMPERATURES:
         for name, fields in RULES.items():
             rule = SamplingRule(temperature=temperature, **fields)
-            if temperature or name == next(iter(RULES)):  # at 0 the likeliest token, by any rule
-                clips = sample_tokens(gpt, CLIPS, seed=SEED, rule=rule).numpy()
-            drawn.append(clips)
+            drawn.append(sample_tokens(gpt, CLIPS, seed=SEED, rule=rule).numpy())
             print(f"temperature {temperature}, {name}", flush=True)
     tokens = np.stack(drawn).reshape(len(TEMPERATURES), len(RULES), CLIPS, *drawn[0].shape[1:])
     found = {

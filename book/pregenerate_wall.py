@@ -4,8 +4,8 @@
 
 Both shipped models draw, with seed 0, and what they draw is taken as it comes: Moving MNIST
 without a label, the robot by the commands of the first test clips. The page decodes the tokens,
-which are kept in book/results/wall-clips.json; README, shared links and the card of moving-mnist have
-pictures of their own. Run it again when a model changes: tests/test_wall.py notices.
+which are kept in book/results/wall-clips.json; README and cards have pictures of their own. Run it
+again when a model changes: tests/test_wall.py notices.
 """
 
 from pathlib import Path
@@ -24,7 +24,6 @@ BOOK = Path(__file__).parent
 RECORD = BOOK / "results" / "wall-clips.json"
 SAMPLES = BOOK / "_static" / "samples.webp"  # README's, which can't play an mp4
 CARD = BOOK / "_static" / "card.png"  # beside the titles of shared links
-SHEET = BOOK.parent / "tinyvgpt" / "weights" / "moving-mnist" / "samples.png"  # of its model card
 
 
 def draw(name: str) -> Tensor:
@@ -62,15 +61,6 @@ def write_card(clips: Tensor) -> None:
     write_atomically({CARD: lambda path: frame.save(path, "png", optimize=True)})
 
 
-def write_sheet(clips: Tensor) -> None:
-    """Every other frame of the first ten clips of digits, a row each, as a picture."""
-    from PIL import Image
-
-    frames = clips[:10, ::2].flatten(0, 1)[:, None]  # (80, 1, H, W, 3)
-    sheet = Image.fromarray(video.grid(frames, 8)[0].numpy()).convert("L")
-    write_atomically({SHEET: lambda path: sheet.save(path, "png", optimize=True)})
-
-
 def main() -> None:
     """Draws the clips, writes the record and the pictures."""
     walls, models = [], {}
@@ -88,8 +78,7 @@ def main() -> None:
     bench.record(found, RECORD.stem, "python book/pregenerate_wall.py", RECORD.parent)
     write_samples(clips)
     write_card(clips)
-    write_sheet(clips)
-    for path in (RECORD, SAMPLES, CARD, SHEET):
+    for path in (RECORD, SAMPLES, CARD):
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -28,14 +28,12 @@ def moving_mnist() -> Preset:
     """The shipped model: class-conditional with a null label, continues given frames."""
     vqvae = VQVAEConfig(
         channels=1,
-        downsample=(2, 4, 4),
-        hidden=112,
-        res_blocks=4,
-        axial=False,
-        codes=1024,
+        downsample=(4, 4, 4),
+        hidden=96,
+        res_blocks=2,
+        codes=512,
         code_dim=64,
         causal_time=True,
-        local_encoder=True,
     )
     gpt = GPTConfig.for_vqvae(
         vqvae,
@@ -51,17 +49,17 @@ def moving_mnist() -> Preset:
     return Preset(
         "moving-mnist",
         vqvae,
-        replace(shared, steps=16_000, batch_size=64, lr=1e-3, warmup=200, ema=0.999),
+        replace(shared, steps=6600, batch_size=64, lr=1e-3, warmup=200, ema=0.999),
         gpt,
         replace(
             shared,
-            steps=11_500,
-            batch_size=64,
-            lr=2e-3,
-            warmup=1000,
+            steps=6500,
+            batch_size=128,
+            lr=1e-3,
+            warmup=500,
             weight_decay=0.05,
             ema=0.999,
-            encode_once=300_000,
+            encode_once=400_000,
         ),
     )
 
