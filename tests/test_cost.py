@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VQVAEConfig
 from tinyvgpt.attention import StridedLayout
-from tinyvgpt.cost import forward_flops, kept_bytes, meta_batch, step_flops
+from tinyvgpt.cost import clip_work, forward_flops, kept_bytes, meta_batch, step_flops
 
 SMALL = GPTConfig(
     latent_shape=(2, 4, 8),
@@ -56,6 +56,18 @@ def test_gpt_counts_the_half_that_causal_attention_sees():
     # Codes are looked up: their projection has no gradient of its input.
     no_gradient = n * SMALL.code_dim * SMALL.width
     assert step_flops(SMALL, 3) == 3 * 2 * (3 * expected - no_gradient)
+
+
+@pytest.mark.parametrize("cond_frames", [0, 3])
+def test_openings(cond_frames):
+    """Three of four clips have half of the tokens, and attention over a quarter of the pairs."""
+    config = replace(SMALL, cond_frames=cond_frames, cond_depth=10, cond_width=8)
+    tokens, flops = clip_work(config, 0.75)
+    assert clip_work(config, 0.0) == (64, step_flops(config, 1))
+    assert tokens == 0.25 * 64 + 0.75 * 32
+    short = {"latent_shape": (1, 4, 8), "frames": 2, "cond_frames": min(cond_frames, 2)}
+    first = step_flops(replace(config, **short), 1)
+    assert flops == 0.25 * step_flops(config, 1) + 0.75 * first
 
 
 def test_dropout_and_checkpointing_change_nothing():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tinyvgpt import GPT, GPTConfig, VQVAEConfig, estimate
-from tinyvgpt.cost import forward_flops, step_flops
+from tinyvgpt.cost import clip_work, forward_flops, step_flops
 from tinyvgpt.estimate import (
     describe,
     in_units,
@@ -136,6 +136,19 @@ def test_describe_in_one_process(monkeypatch):
     train = TrainConfig(batch_size=8, precision="bfloat16", compile="on")
     lines = describe(SMALL, train, CPU).splitlines()
     assert lines[4] == "on this CPU: bfloat16, compiled"
+
+
+def test_describe_clips_that_end_early(monkeypatch):
+    """Two of eight are whole; six have half of the tokens, so memory is that of five clips."""
+    monkeypatch.setattr(estimate, "product_rate", lambda device, dtype: 1e9)
+    train = TrainConfig(steps=10, batch_size=8, openings=0.75)
+    lines = describe(SMALL, train, CPU).splitlines()
+    ending = "(6 of them end after the first latent frame)"
+    assert lines[3] == f"training: 10 steps of 8 clips {ending}, 320 tokens a step"
+    assert lines[5] == f"memory (estimate): {in_units(sum(memory(SMALL, train, 5)), 1024)}B"
+    assert lines[7].startswith(f"work: {in_units(8 * clip_work(SMALL, 0.75)[1])}FLOP a step")
+    vqvae = VQVAEConfig(resolution=8, frames=4, downsample=(2, 4, 4), hidden=8)
+    assert "8 clips, 64 tokens" in describe(vqvae, train, CPU)
 
 
 def test_units():

@@ -83,6 +83,16 @@ def test_forward_step_by_step():
     assert_close(gpt.loss(tokens), F.cross_entropy(logits.mT, tokens.flatten(1)), rtol=1e-3, atol=0)
 
 
+@torch.no_grad()
+def test_a_clip_may_end_early():
+    """Its first latent frames have the logits that they have in the whole clip."""
+    gpt = small(**CONDITIONS)
+    tokens, told = tokens_of(gpt, 2), given(2)
+    whole = gpt(tokens, **told)
+    for t in (1, 3):
+        assert_close(gpt(tokens[:, :t], **told), whole[:, :t])
+
+
 def test_starts_as_the_original():
     gpt = GPT(config(width=240, layers=3, codes=16), torch.randn(16, 6))
     tokens = tokens_of(gpt, 2)
@@ -344,11 +354,19 @@ def test_another_codebook():
         (torch.zeros(2, 4, 4, 4), "must be int64"),
         (torch.zeros(2, 4, 4, 5, dtype=torch.int64), "(t, h, w) = (4, 4, 4)"),
         (torch.zeros(2, 64, dtype=torch.int64), "(t, h, w) = (4, 4, 4)"),
+        (torch.zeros(2, 0, 4, 4, dtype=torch.int64), "or fewer latent frames"),
+        (torch.zeros(2, 5, 4, 4, dtype=torch.int64), "or fewer latent frames"),
     ],
 )
 def test_tokens_that_do_not_fit(tokens, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         small()(tokens)
+
+
+def test_parts_of_clips_do_not_fit_strided_attention():
+    gpt = small(latent_shape=(4, 8, 8), attention="strided")
+    with pytest.raises(ValueError, match="2 latent frames; strided attention needs all 4"):
+        gpt(tokens_of(gpt, 2)[:, :2])
 
 
 CLASS, FRAME, ACTION = {"classes": 5}, {"cond_frames": 1, "cond_depth": 10}, {"action_dim": 3}

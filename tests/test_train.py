@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, loop, open_dataset, video
 from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
@@ -221,10 +222,11 @@ def test_warns_without_av(tmp_path, monkeypatch):
 
 
 class Spy(GPT):
-    """Keeps what its loss was given."""
+    """Keeps what its loss was given, the last time and in all."""
 
     def loss(self, tokens, **condition):
         self.given = {"tokens": tokens, **condition}
+        self.calls = [*getattr(self, "calls", []), (self.training, tokens, condition["labels"])]
         return super().loss(tokens, **condition)
 
 
@@ -247,6 +249,30 @@ def test_conditions_reach_the_model(tmp_path, encode_once):
     assert torch.equal(given["labels"], batch["label"][where])
     assert torch.equal(given["actions"], batch["action"][where])
     assert torch.equal(given["frames"], x[where][:, :, :2])
+
+
+def test_openings(tmp_path):
+    """Three of four clips end after the first latent frame; not in validation."""
+    model, data = fresh_gpt(classes=10, dropout=0.0, attn_dropout=0.0), Clips(size=4)
+    model.gpt.__class__ = Spy
+    config = replace(QUICK, steps=1, openings=0.75, ema=0.0, log_every=1)
+    tokens = model.vqvae.encode(video.to_model(data.batch(range(4))["video"]))
+    with torch.no_grad():  # before the step
+        logits = model.gpt.eval()(tokens, labels=data.batch(range(4))["label"])
+    nats = F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none").flatten(2)  # (4, 2, hw)
+    train_gpt(model, data, config, tmp_path, validation=data)
+    (_, whole, label), (_, first, labels), (training, checked, _) = model.gpt.calls
+    assert whole.shape == (1, 2, 4, 4)
+    assert first.shape == (3, 1, 4, 4)
+    assert not training
+    assert torch.equal(checked, tokens)
+    row = next(i for i in range(4) if torch.equal(tokens[i], whole[0]))
+    others = [i for i in range(4) if i != row]
+    assert label == data.batch([row])["label"]
+    assert sorted(labels.tolist()) == sorted(data.batch(others)["label"].tolist())
+    expected = torch.cat([nats[row].flatten(), nats[others, 0].flatten()]).mean()
+    logged = lines(tmp_path)[0]
+    assert logged["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_encode_once_trains_the_same(tmp_path):

@@ -65,6 +65,7 @@ def test_labels_in_another_order(tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"ema": 1.0}, "ema is 1.0"),
+        ({"openings": 1.0}, "openings is 1.0, must be at least 0 and below 1"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": math.nan}, "lr is nan"),
         ({"precision": "float8"}, "float8"),

@@ -48,6 +48,26 @@ def step_flops(config: Config, clips: int) -> float:
     return clips * sum(_count(config))
 
 
+def clip_work(config: GPTConfig, openings: float) -> tuple[float, float]:
+    """Tokens and step FLOPs of a GPT's clip, means where a share of clips are openings.
+
+    Those end after their first latent frame.
+    """
+    whole = config.tokens, step_flops(config, 1)
+    if not openings:
+        return whole
+    t, h, w = config.latent_shape
+    frames = config.frames // t
+    given = min(config.cond_frames, frames)
+    short = replace(config, latent_shape=(1, h, w), frames=frames, cond_frames=given)
+    first = clip_work(short, 0.0)
+    tokens, flops = (
+        (1 - openings) * of_whole + openings * of_first
+        for of_whole, of_first in zip(whole, first, strict=True)
+    )
+    return tokens, flops
+
+
 @lru_cache(maxsize=32)
 def _count(config: Config) -> tuple[float, float]:
     """FLOPs of the forward and of the backward pass over one clip."""

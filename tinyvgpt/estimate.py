@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from tinyvgpt.cost import Config, forward_flops, kept_bytes, on_meta, step_flops
+from tinyvgpt.cost import Config, clip_work, forward_flops, kept_bytes, on_meta, step_flops
 from tinyvgpt.gpt import GPTConfig
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.vqvae import VQVAEConfig
@@ -142,11 +142,24 @@ def time_per_step(
         clips: of a step on this device; all of them by default.
     """
     clips = train.batch_size if clips is None else clips
-    flops = step_flops(config, clips)
+    flops = work(config, train, clips)[1]
     if config.checkpointing:
-        flops += clips * forward_flops(config)  # computed again
+        flops += whole_clips(config, train, clips) * forward_flops(config)  # computed again
     share = UTILISATION[device.type][type(config)]
     return flops / (share * product_rate(device, train.dtype(device)))
+
+
+def work(config: Config, train: TrainConfig, clips: int) -> tuple[float, float]:
+    """Tokens and FLOPs of a step over so many clips."""
+    if isinstance(config, VQVAEConfig):
+        return clips * math.prod(config.latent_shape), step_flops(config, clips)
+    tokens, flops = clip_work(config, train.openings)
+    return clips * tokens, clips * flops
+
+
+def whole_clips(config: Config, train: TrainConfig, clips: int) -> int:
+    """How many whole clips have as many tokens as a step's clips, of which some end early."""
+    return math.ceil(work(config, train, clips)[0] / math.prod(config.latent_shape))
 
 
 def describe(
@@ -171,13 +184,17 @@ def describe(
     t, h, w = config.latent_shape
     size, tokens, batch = config.resolution, t * h * w, train.batch_size
     seconds = time_per_step(config, train, device, clips=clips)
-    flops = step_flops(config, clips)
+    a_step, flops = work(config, train, batch)[0], work(config, train, clips)[1]
+    short = int(train.openings * batch) if isinstance(config, GPTConfig) else 0
+    seen = f"{batch} clips"
+    if short:
+        seen += f" ({short} of them end after the first latent frame)"
     return "\n".join(
         [
             f"parameters: {parameters:,}",
             f"clip: {config.frames} frames of {size} × {size} × {config.channels}",
             f"tokens: {t} × {h} × {w} = {tokens:,} a clip, of {config.codes:,} codes",
-            f"training: {train.steps:,} steps of {batch} clips, {batch * tokens:,} tokens a step",
+            f"training: {train.steps:,} steps of {seen}, {a_step:,.0f} tokens a step",
             f"on {device_name(device)}: {way_line(train, device, clips, at_once or clips)}",
             *memory_lines(config, train, device, at_once or clips),
             f"work: {in_units(flops)}FLOP a step, {in_units(flops * train.steps)}FLOP in all",
@@ -199,6 +216,7 @@ def way_line(train: TrainConfig, device: torch.device, clips: int, at_once: int)
 def memory_lines(config: Config, train: TrainConfig, device: torch.device, clips: int) -> list[str]:
     """What `describe` says of memory."""
     dtype, compiled = train.dtype(device), train.compiled(device)
+    clips = whole_clips(config, train, clips)
     needed = memory(config, train, clips, dtype=dtype, compiled=compiled)
     parts = [f"{n} {in_units(value, 1024)}B" for n, value in needed._asdict().items() if value]
     line = f"memory (estimate): {in_units(sum(needed), 1024)}B"

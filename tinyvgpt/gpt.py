@@ -235,22 +235,19 @@ class GPT(nn.Module):
         """Logits of every token given the earlier ones.
 
         Args:
-            tokens: (B, t, h, w) int64.
+            tokens: (B, t', h, w) int64, whole clips (t' = t) or their first t' latent frames.
             labels: (B,) int64, for a class-conditional model.
             frames: (B, C, n, H, W) floats in [-0.5, 0.5], for a frame-conditional model.
             actions: (B, T, A) floats, for an action-conditional model.
 
         Returns:
-            (B, t, h, w, K).
+            (B, t', h, w, K).
 
         Raises:
-            ValueError: for tokens of another shape or out of range, and as `condition`.
+            ValueError: for tokens of another shape or out of range, parts of clips where attention
+                is strided, and as `condition`.
         """
-        if tuple(tokens.shape[1:]) != self.config.latent_shape:
-            raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}, the model needs (B, t, h, w) with "
-                f"(t, h, w) = {self.config.latent_shape}"
-            )
+        self._check_shape(tokens)
         # Elsewhere looking at values would stall the device.
         if not torch.compiler.is_compiling() and tokens.device.type == "cpu":
             check_tokens(tokens, self.config.codes)
@@ -258,7 +255,8 @@ class GPT(nn.Module):
         x = self.token_in(F.embedding(tokens.flatten(1), self.codes))  # (B, N, D)
         start = self.start.expand(len(x), 1, -1).type_as(x)
         x = torch.cat([start, x[:, :-1]], dim=1)  # each token is predicted from earlier ones
-        logits = self.decode(x + self.offsets(condition).type_as(x), condition)
+        offsets = self.offsets(condition)[:, : x.shape[1]]
+        logits = self.decode(x + offsets.type_as(x), condition)
         return logits.view(*tokens.shape, -1)
 
     def loss(self, tokens: Tensor, **condition: Tensor | None) -> Tensor:
@@ -341,6 +339,19 @@ class GPT(nn.Module):
         if len(actions) != batch:
             raise ValueError(f"actions of {len(actions)} clips are given for {batch} clips")
         return self.action_embedding(actions)
+
+    def _check_shape(self, tokens: Tensor) -> None:
+        t, *grid = self.config.latent_shape
+        fits = tokens.ndim == 4 and list(tokens.shape[2:]) == grid and 1 <= tokens.shape[1] <= t
+        if not fits:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}, the model needs (B, t, h, w) with "
+                f"(t, h, w) = {self.config.latent_shape}, or fewer latent frames"
+            )
+        if self.layout is not None and tokens.shape[1] != t:
+            raise ValueError(
+                f"tokens have {tokens.shape[1]} latent frames; strided attention needs all {t}"
+            )
 
     def _labels(self, batch: int, labels: Tensor | None) -> Tensor | None:
         config = self.config

@@ -30,7 +30,7 @@ class Rates:
     """What a step amounts to, over all processes."""
 
     unit: str  # what is counted a second
-    units: int  # a step
+    units: float  # a step
     flops: float  # a step
     peak_flops: float | None  # a second, of all devices together; None if unknown
 

@@ -43,7 +43,7 @@ class Stage:
     about: dict[str, Any]  # of model and data, which a checkpoint must share
     loss: Callable[[Any, Batch], Batch]  # scalars to log; "loss" is minimised
     unit: str  # what is counted a second
-    units_per_clip: int
+    units_per_clip: float
     flops_per_clip: float  # of a step
     preview: Callable[[Any, Batch], Tensor]  # clips to look at, uint8 (B, T, H, W, C)
     save: Callable[[Any, Path], None]  # writes the model

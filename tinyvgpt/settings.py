@@ -44,6 +44,7 @@ class TrainConfig:
     device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
     workers: int = 0  # processes that load data
     encode_once: int = 0  # GPT: train on so many clips, encoded first; 0: new ones each step
+    openings: float = 0.0  # GPT: share of a step's clips that end after their first latent frame
     seed: int = 0  # of batches, dropout and everything else random
     log_every: int = 25  # steps between lines of log.jsonl
     checkpoint_every: int = 500  # steps between checkpoints
@@ -59,7 +60,7 @@ class TrainConfig:
         for name in (*least_1, "log_every", "checkpoint_every", "validation_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name in ("ema", "beta2"):
+        for name in ("ema", "beta2", "openings"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
         for name in ("lr", "clip_norm", "weight_decay", "warmup", "encode_once", "workers"):

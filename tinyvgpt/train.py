@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tinyvgpt import video
+from tinyvgpt.cost import clip_work, step_flops
 from tinyvgpt.data import Dataset
 from tinyvgpt.data.tokens import TokenFolder, Tokens
 from tinyvgpt.distributed import joined
 from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint, looks
-from tinyvgpt.estimate import step_flops
 from tinyvgpt.gpt import GPT, GPTConfig
 from tinyvgpt.loop import Batch, Stage, fit, make_writable, memory_advice
 from tinyvgpt.memory import memory_explained
@@ -134,12 +134,13 @@ def train_gpt(
 def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
     """The second stage, on what `about_data` says of the data."""
     gpt_config = model.gpt.config
+    tokens, flops = clip_work(gpt_config, config.openings)
 
     def prepare(batch: Batch) -> Batch:
         return batch if "tokens" in batch else {**batch, "tokens": encode(model.vqvae, batch)}
 
     def loss(gpt: GPT, batch: Batch) -> dict[str, Tensor]:
-        nats = gpt.loss(batch["tokens"], **conditions(gpt_config, batch))
+        nats = clips_loss(gpt, batch, config.openings if gpt.training else 0.0)
         return {"loss": nats, "bits_per_token": nats.detach() / math.log(2)}
 
     def preview(gpt: GPT, batch: Batch) -> Tensor:
@@ -159,12 +160,33 @@ def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
         about={**asdict(gpt_config), "codebook": fingerprint(model.gpt.codes), "data": data},
         loss=loss,
         unit="tokens",
-        units_per_clip=gpt_config.tokens,
-        flops_per_clip=step_flops(gpt_config, 1),
+        units_per_clip=tokens,
+        flops_per_clip=flops,
         preview=preview,
         save=save,
         prepare=prepare,
     )
+
+
+def clips_loss(gpt: GPT, batch: Batch, openings: float) -> Tensor:
+    """Mean cross-entropy, nats a token, of a batch of which a share are openings.
+
+    Those end after their first latent frame. It has to be made up, while later ones mostly follow
+    from it, and costs a t-th of a clip's tokens or less: so a step can learn from more of them.
+    """
+    cut = int(openings * len(batch["tokens"]))
+    if not cut:
+        return gpt.loss(batch["tokens"], **conditions(gpt.config, batch))
+    first, whole = (
+        {n: x[part] for n, x in batch.items()} for part in (slice(cut), slice(cut, None))
+    )
+    first["tokens"] = first["tokens"][:, :1]
+    total, count = torch.zeros((), device=gpt.codes.device), 0
+    for clips in (whole, first):
+        size = clips["tokens"].numel()
+        total = total + size * gpt.loss(clips["tokens"], **conditions(gpt.config, clips))
+        count += size
+    return total / count
 
 
 def conditions(config: GPTConfig, batch: Batch) -> dict[str, Tensor]:

@@ -213,7 +213,7 @@ def ours(stage: Stage, config: TrainConfig, batch: Batch, device: torch.device) 
     return lambda: take_step(stage, step_of, run, batch, device)
 
 
-def timed(step: Call, device: torch.device, steps: int, units: int) -> dict[str, float]:
+def timed(step: Call, device: torch.device, steps: int, units: float) -> dict[str, float]:
     """Milliseconds a step once it is warm, units a second and peak memory in GiB."""
     cuda = device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
