@@ -2,12 +2,13 @@
 
     python data_recipes/measure_drift.py moving-mnist robot-push
 
-continues real test clips to 128 frames and looks at each window of 16. A window begins with frames
-of the one before, encoded anew, so that what the tokenizer loses is lost again and again. Figures a
-window: PSNR between the frames it begins with and what the tokenizer makes of them; how many codes
-its frames use, in all clips together; the mean of its pixels. The same of real clips, to compare.
-Where the model takes actions these are the clip's own, then the same back again, and so on: the
-hand never leaves its tray. Figures go to book/results/drift-MODEL.json.
+continues real test clips to 128 frames and looks at each window of 16. A window begins with what
+the one before ended with: its tokens, where the tokenizer's encoder is local, else its frames,
+encoded anew, so that what the tokenizer loses is lost again and again. Figures a window: PSNR
+between the frames it begins with and what the tokenizer makes of them; how many codes its frames
+use, in all clips together; the mean of its pixels. The same of real clips, to compare. Where the
+model takes actions these are the clip's own, then the same back again, and so on: the hand never
+leaves its tray. Figures go to book/results/drift-MODEL.json.
 
 Shapes: B clips · T = 16 frames of a window · L = 128 frames of a clip.
 """

@@ -1,5 +1,6 @@
 """Clips of any length: each window is what its beginning gives by hand, a stream is the same."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from test_videogpt import FRAME_ENCODER, clips
 from test_videogpt import build as build_dull
 
-from tinyvgpt import rollout, video
-from tinyvgpt.sampling import Sampler, SamplingRule
+from tinyvgpt import VQVAE, VideoGPT, rollout, video
+from tinyvgpt.sampling import Sampler, SamplingRule, sample_tokens
 from tinyvgpt.videogpt import evaluating
 
 T, F = 8, 2  # frames of a window and of a latent frame, of the models below
@@ -86,6 +87,31 @@ def test_a_window_goes_on_from_the_end_of_the_one_before(plain, overlap):
         window = window_by_hand(plain, made[:, start : start + overlap], start, seed=0)
         new = made[:, start + overlap : start + T]
         same(new, window[:, overlap : overlap + new.shape[1]])
+
+
+@pytest.mark.parametrize("overlap", [2, 6])
+@torch.no_grad()
+def test_a_local_encoders_tokens_are_kept(overlap):
+    """A window begins with the tokens that were drawn, not with those of their pixels."""
+    model = build()
+    vqvae = VQVAE(replace(model.vqvae.config, local_encoder=True))
+    vqvae.codebook.codes.copy_(model.gpt.codes)
+    model = VideoGPT(vqvae, model.gpt).eval()
+    made = model.sample(2, length=T + 2 * (T - overlap), overlap=overlap, seed=0)
+    tokens = sample_tokens(model.gpt, 2, seed=0).flatten(1)
+    differ = False
+    for start in (T - overlap, 2 * (T - overlap)):
+        prefix = tokens[:, -overlap // F * ROW :]
+        anew = model.vqvae.encode(video.to_model(made[:, start : start + overlap])).flatten(1)
+        differ = differ or not torch.equal(prefix, anew)
+        position = start // F * ROW
+        sampler = Sampler(model.gpt, 2, seed=0, prefix=prefix, first_position=position)
+        sampler.draw(model.gpt.config.tokens - sampler.position)
+        tokens = sampler.tokens
+        window = model.vqvae.decode(tokens.view(2, *model.gpt.config.latent_shape))
+        new = made[:, start + overlap : start + T]
+        same(new, video.to_uint8(window)[:, overlap:])
+    assert differ, "the pixels give the same tokens: nothing was tested"
 
 
 def test_half_a_window_is_the_default(plain):

@@ -2,8 +2,10 @@
 
 A GPT knows clips of T frames. A longer clip is drawn in windows of T frames: each begins with the
 last frames of what there is, `overlap` of them, and goes on from there. A `causal_time` tokenizer
-encodes these frames anew, as the first latent frames of the window; a frame encoder looks at them.
-Frames that were once produced stay as they are. Chapter 15 builds this file.
+encodes these frames anew, as the first latent frames of the window; with a `local_encoder` a token
+doesn't depend on where in the window it stands, so those that were drawn are kept, and nothing is
+lost again and again. A frame encoder looks at the frames. Frames that were once produced stay as
+they are. Chapter 15 builds this file.
 
 Shapes: B batch · T frames of a window · f frames of a latent frame · t h w latent grid ·
 H W C pixels · A action dim.
@@ -68,7 +70,7 @@ class Window:
 
     start: int  # its first frame's number in the clip
     known: int  # frames at its beginning that there are already
-    first: int  # latent frame from which on tokens are drawn; those before are encoded
+    first: int  # latent frame from which on tokens are drawn; those before are known
     last: int  # latent frame at which drawing ends
 
 
@@ -169,11 +171,14 @@ def roll(
     actions = None if request.actions is None else Actions(gpt.config, request, device)
     if request.given:
         yield from clip.split(config.downsample[0] if each else request.given, dim=1)
+    drawn = None  # the last window's tokens, (B, N)
     for window in plan(config, request):
         known = clip[:, clip.shape[1] - window.known :]
         if actions is not None:
             actions.move(window.start)
-        sampler = begin(vqvae, gpt, request, window, known, actions)
+        prefix = known_tokens(vqvae, window, known, drawn)
+        sampler = begin(vqvae, gpt, request, window, known, prefix, actions)
+        drawn = sampler.tokens
         done = window.known
         for pixels, end in draw(vqvae, sampler, window, actions, each, progress):
             end = end if request.length is None else min(end, request.length - window.start)
@@ -183,28 +188,48 @@ def roll(
         clip = torch.cat([known, pixels[:, window.known : done]], dim=1)
 
 
+def known_tokens(
+    vqvae: VQVAE, window: Window, known: Tensor, drawn: Tensor | None
+) -> Tensor | None:
+    """The tokens (B, n) that a window begins with, if any.
+
+    Of its known frames, uint8 (B, known, H, W, C), or, where a token tells of its own pixels only,
+    the last of those `drawn` (B, N) for the window before.
+    """
+    if not window.first:
+        return None
+    if vqvae.config.local_encoder and drawn is not None:
+        return drawn[:, -window.first * math.prod(vqvae.config.latent_shape[1:]) :]
+    return vqvae.encode(video.to_model(known)).flatten(1)
+
+
 def begin(
     vqvae: VQVAE,
     gpt: GPT,
     request: Request,
     window: Window,
     known: Tensor,
+    prefix: Tensor | None,
     actions: Actions | None,
 ) -> Sampler:
-    """A sampler that has read what is known of a window: uint8 (B, known, H, W, C)."""
-    x = video.to_model(known) if window.known else None
+    """A sampler that has read what is known of a window.
+
+    Its frames, uint8 (B, known, H, W, C), for a frame encoder, and the tokens (B, n) of its
+    beginning.
+    """
+    x = video.to_model(known) if gpt.config.cond_frames and window.known else None
     row = math.prod(gpt.config.latent_shape[1:])
     return Sampler(
         gpt,
         request.n,
         seed=request.seed,
         rule=request.rule,
-        prefix=vqvae.encode(x).flatten(1) if x is not None and window.first else None,
+        prefix=prefix,
         first_clip=request.first_clip,
         # Rounded up: what is drawn anew, because it can't be encoded, has the same numbers again.
         first_position=-(-window.start // vqvae.config.downsample[0]) * row,
         labels=None if request.labels is None else request.labels.to(gpt.codes.device),
-        frames=x if gpt.config.cond_frames else None,
+        frames=x,
         actions=None if actions is None else actions.following(),
     )
 

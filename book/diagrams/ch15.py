@@ -71,7 +71,7 @@ def windows() -> str:
         text(20 + 16 * frame, 30, "16", anchor="start", colour=QUIET),
         text(20 + 24 * frame, 30, "24", anchor="start", colour=QUIET),
         box(20, 232, frame - 2, 22, PALE),
-        text(46, 248, "known, encoded anew", anchor="start"),
+        text(46, 248, "known", anchor="start"),
         f'<rect x="240" y="232" width="{frame - 2:g}" height="22" fill="none" stroke="{INK}" '
         'stroke-dasharray="3 3"/>',
         text(266, 248, "drawn", anchor="start"),
