@@ -52,7 +52,9 @@ def main() -> None:
     for temperature in TEMPERATURES:
         for name, fields in RULES.items():
             rule = SamplingRule(temperature=temperature, **fields)
-            drawn.append(sample_tokens(gpt, CLIPS, seed=SEED, rule=rule).numpy())
+            if temperature or name == next(iter(RULES)):  # at 0 the likeliest token, by any rule
+                clips = sample_tokens(gpt, CLIPS, seed=SEED, rule=rule).numpy()
+            drawn.append(clips)
             print(f"temperature {temperature}, {name}", flush=True)
     tokens = np.stack(drawn).reshape(len(TEMPERATURES), len(RULES), CLIPS, *drawn[0].shape[1:])
     found = {

@@ -2,10 +2,11 @@
 
     python book/pregenerate_wall.py
 
-Both shipped models draw, with seed 0, and what they draw is taken as it comes: Moving MNIST
-without a label, the robot by the commands of the first test clips. The page decodes the tokens,
-which are kept in book/results/wall-clips.json; README and cards have pictures of their own. Run it
-again when a model changes: tests/test_wall.py notices.
+Both shipped models draw, with seed 0, and what they draw is taken as it comes: pairs of digits, by
+the labels of the first test clips and the settings of the model's card, and the robot, by the
+commands of the first test clips. The page decodes the tokens, which are kept in
+book/results/wall-clips.json; README, shared links and the card of moving-mnist have pictures of
+their own. Run it again when a model changes: tests/test_wall.py notices.
 """
 
 from pathlib import Path
@@ -15,24 +16,28 @@ from pregenerate_sampling import fingerprint, pack
 from torch import Tensor
 
 from tinyvgpt import VideoGPT, bench, open_dataset, video
-from tinyvgpt.sampling import sample_tokens
+from tinyvgpt.sampling import SamplingRule, sample_tokens
 from tinyvgpt.store import write_atomically
+from tinyvgpt.train import conditions
 
 SEED, COLUMNS = 0, 10
 CLIPS = {"moving-mnist": 20, "robot-push": 10}  # rows of ten, one under the other
+RULES = {  # as the cards' samples are drawn
+    "moving-mnist": SamplingRule(temperature=0.9, top_p=0.95, guidance=4.0),
+    "robot-push": SamplingRule(),
+}
 BOOK = Path(__file__).parent
 RECORD = BOOK / "results" / "wall-clips.json"
 SAMPLES = BOOK / "_static" / "samples.webp"  # README's, which can't play an mp4
 CARD = BOOK / "_static" / "card.png"  # beside the titles of shared links
+SHEET = BOOK.parent / "tinyvgpt" / "weights" / "moving-mnist" / "samples.png"  # of its model card
 
 
 def draw(name: str) -> Tensor:
     """A model's tokens, int64 (B, t, h, w)."""
     gpt, count = VideoGPT.from_pretrained(name).gpt, CLIPS[name]
-    if not gpt.config.action_dim:
-        return sample_tokens(gpt, count, seed=SEED)
-    actions = open_dataset(name, "test").batch(range(count))["action"]
-    return sample_tokens(gpt, count, actions=actions, seed=SEED)
+    told = conditions(gpt.config, open_dataset(name, "test").batch(range(count)))
+    return sample_tokens(gpt, count, **told, rule=RULES[name], seed=SEED)
 
 
 def decoded(name: str, tokens: Tensor) -> Tensor:
@@ -61,6 +66,15 @@ def write_card(clips: Tensor) -> None:
     write_atomically({CARD: lambda path: frame.save(path, "png", optimize=True)})
 
 
+def write_sheet(clips: Tensor) -> None:
+    """Every other frame of the first ten clips of digits, a row each, as a picture."""
+    from PIL import Image
+
+    frames = clips[:10, ::2].flatten(0, 1)[:, None]  # (80, 1, H, W, 3)
+    sheet = Image.fromarray(video.grid(frames, 8)[0].numpy()).convert("L")
+    write_atomically({SHEET: lambda path: sheet.save(path, "png", optimize=True)})
+
+
 def main() -> None:
     """Draws the clips, writes the record and the pictures."""
     walls, models = [], {}
@@ -78,7 +92,8 @@ def main() -> None:
     bench.record(found, RECORD.stem, "python book/pregenerate_wall.py", RECORD.parent)
     write_samples(clips)
     write_card(clips)
-    for path in (RECORD, SAMPLES, CARD):
+    write_sheet(clips)
+    for path in (RECORD, SAMPLES, CARD, SHEET):
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -7,7 +7,6 @@ Shapes: B clips · T frames · N = B·T frames · n = 2 digits of a clip.
 
 import torch
 import torch.nn.functional as F
-from read_digits import scramble, shift
 from torch import Tensor
 
 from tinyvgpt.data import MovingMNIST
@@ -18,6 +17,24 @@ from tinyvgpt.probes import ProbeConfig, Readings
 CLIPS = 32  # of a step
 REAL = -1  # the kind of what is not spoilt
 Truth = tuple[Tensor, Tensor, Tensor]  # uint8 frames (N, H, W, C), classes and middles for targets
+
+
+def shift(images: Tensor, low: int, high: int) -> Tensor:
+    """Moves each image (B, 28, 28) by low … high pixels along each axis, to a random side."""
+    n, size = len(images), images.shape[-1]
+    steps = torch.randint(low, high + 1, (2, n, 1)) * (torch.randint(2, (2, n, 1)) * 2 - 1)
+    rows, columns = high + torch.arange(size) - steps  # each (B, 28), into the padded images
+    padded = F.pad(images, (high,) * 4)
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def scramble(images: Tensor) -> Tensor:
+    """Images (B, 28, 28) whose sixteen 7 × 7 blocks change places: strokes without a digit."""
+    n = len(images)
+    blocks = images.view(n, 4, 7, 4, 7).transpose(2, 3).reshape(n, 16, 7, 7)
+    order = torch.rand(n, 16).argsort(1)
+    blocks = blocks[torch.arange(n)[:, None], order].view(n, 4, 4, 7, 7)
+    return blocks.transpose(2, 3).reshape(n, 28, 28)
 
 
 def blurred(images: Tensor, sigma: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ def test_python_runs(tmp_path, monkeypatch):
     exec(code, names)
     assert names["clips"].shape == (2, 16, 64, 64, 1)
     assert (names["continued"][:, :8] == names["first"]).all()
-    assert names["tokens"].shape == (1, 4, 16, 16)
+    assert names["tokens"].shape == (1, 8, 16, 16)
     assert len(video.read("digits.mp4")) == 16
-    assert names["longer"].shape == (1, 24, 64, 64, 1)
+    assert names["longer"].shape == (1, 40, 64, 64, 1)
     assert names["frames"].shape == (1, 4, 64, 64, 3)
 
 

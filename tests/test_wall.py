@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from tinyvgpt import VideoGPT, counter, open_dataset, video
-from tinyvgpt.sampling import SamplingRule
 from tinyvgpt.sampling import draw as choose
 
 BOOK = Path(__file__).parents[1] / "book"
@@ -52,8 +51,13 @@ def test_the_record_is_of_the_shipped_weights(wall, record):
 def test_the_models_draw_these_tokens(wall, record, name):
     """Each token of the third clip follows from those before it, but for draws near an edge."""
     clip, gpt = tokens_of(wall, record["models"][name])[2:3], VideoGPT.from_pretrained(name).gpt
-    actions = open_dataset(name, "test").batch([2])["action"] if gpt.config.action_dim else None
-    p = SamplingRule().probabilities(gpt(clip, actions=actions).flatten(0, 3))
+    rule, batch = wall.RULES[name], open_dataset(name, "test").batch([2])
+    told = {"labels": batch["label"]} if gpt.config.classes else {"actions": batch["action"]}
+    logits = gpt(clip, **told)
+    if rule.guidance != 1:
+        free = gpt(clip)
+        logits = free + rule.guidance * (logits - free)
+    p = rule.probabilities(logits.flatten(0, 3))
     u = torch.from_numpy(counter.uniform(wall.SEED, 2, np.arange(len(p))))
     assert (choose(p, u) == clip.flatten()).float().mean() > 0.99, AGAIN
 
@@ -70,3 +74,7 @@ def test_the_pictures_show_them(wall, record):
     with Image.open(wall.CARD) as card:
         shown = np.asarray(card.convert("RGB")).astype(int)
     assert np.abs(shown[:64, :64] - frames[8, :64, :64]).mean() < 1, AGAIN
+    with Image.open(wall.SHEET) as sheet:
+        shown = np.asarray(sheet).astype(int)
+    rows = clips[0][:10, ::2, ..., 0].int().numpy()  # (clips, frames, H, W)
+    assert np.array_equal(shown[-64:, -64:], rows[9, 7]), AGAIN

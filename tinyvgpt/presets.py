@@ -28,12 +28,14 @@ def moving_mnist() -> Preset:
     """The shipped model: class-conditional with a null label, continues given frames."""
     vqvae = VQVAEConfig(
         channels=1,
-        downsample=(4, 4, 4),
-        hidden=96,
-        res_blocks=2,
-        codes=512,
+        downsample=(2, 4, 4),
+        hidden=112,
+        res_blocks=4,
+        axial=False,
+        codes=1024,
         code_dim=64,
         causal_time=True,
+        local_encoder=True,
     )
     gpt = GPTConfig.for_vqvae(
         vqvae,
@@ -49,17 +51,18 @@ def moving_mnist() -> Preset:
     return Preset(
         "moving-mnist",
         vqvae,
-        replace(shared, steps=6600, batch_size=64, lr=1e-3, warmup=200, ema=0.999),
+        replace(shared, steps=16_000, batch_size=64, lr=1e-3, warmup=200, ema=0.999),
         gpt,
         replace(
             shared,
-            steps=6500,
-            batch_size=128,
-            lr=1e-3,
-            warmup=500,
+            steps=29_000,
+            batch_size=320,  # 64 clips, and the first latent frame of 256 others
+            openings=0.8,
+            lr=2e-3,
+            warmup=1000,
             weight_decay=0.05,
             ema=0.999,
-            encode_once=400_000,
+            encode_once=1_000_000,
         ),
     )
 

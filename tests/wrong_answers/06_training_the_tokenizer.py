@@ -3,7 +3,7 @@
 WRONG = {
     "check_bits": (
         "lambda shape, downsample, codes: codes / math.prod(downsample)",
-        "the shipped model: 8 bits a pixel, 0.140625 is right; a choice out of 512 takes 9 bits",
+        "the shipped model: 32 bits a pixel, 0.3125 is right; a choice out of 1024 takes 10 bits",
     ),
     "check_step": (
         "lambda model, optimizer, clips: (\n"

@@ -14,7 +14,7 @@ WRONG = {
     ),
     "check_schedule": (
         "lambda position, w, per_frame, frames: w + position / (per_frame * frames) * (1 - w)",
-        r"token 255 is in latent frame 0: yours is 3\.\d+, 4 is right",
+        r"token 255 is in latent frame 0: yours is 4\.\d+, 4\.5 is right",
     ),
     "check_start_label": (
         "type('StartLabel', (nn.Module,), {\n"
