@@ -99,7 +99,8 @@ dist: $(STAMP)
 	$(BIN)/twine check --strict dist/*
 
 demo: $(STAMP)
-	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4
+	$(BIN)/tinyvgpt sample moving-mnist --n 16 --out demo.mp4 \
+		--labels 07,18,29,36,45 --temperature 0.9 --top-p 0.95 --guidance 4
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

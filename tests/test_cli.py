@@ -66,6 +66,36 @@ def test_sample(model, tmp_path):
     assert len(video.read(out)) == 13
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "asked"),
+    [
+        (True, "37", ["37", "37", "37"]),
+        (True, "37, 05", ["37", "05", "37"]),
+        (False, "3,0", [3, 0, 3]),
+        (False, None, None),
+    ],
+)
+def test_labels_take_turns(tmp_path, monkeypatch, names, labels, asked):
+    given = {}
+
+    def sample(self, n, **options):
+        given.update(options, n=n)
+        return torch.zeros(n, 4, 32, 32, 1, dtype=torch.uint8)
+
+    monkeypatch.setattr(VideoGPT, "sample", sample)
+    vqvae = VQVAE(TINY)
+    gpt = GPT(
+        GPTConfig.for_vqvae(TINY, width=12, heads=2, layers=1, classes=55), vqvae.codebook.codes
+    )
+    VideoGPT(vqvae, gpt, open_dataset("moving-mnist").label_names if names else None).save(
+        tmp_path / "model"
+    )
+    words = [] if labels is None else ["--labels", labels]
+    out = tmp_path / "clips.mp4"
+    assert run("sample", tmp_path / "model", "--n", 3, "--out", out, *words) == 0
+    assert given["labels"] == asked
+
+
 def test_sample_continues_a_file(model, tmp_path):
     clips = open_dataset("moving-mnist", "val", frames=8, resolution=32).batch([0])["video"]
     given, out = tmp_path / "given.mp4", tmp_path / "continued.mp4"

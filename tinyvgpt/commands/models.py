@@ -26,7 +26,7 @@ class Sample:
     out: Path = Path("sample.mp4")
     """Video file to write: .mp4, .gif or .webm."""
     labels: str | None = None
-    """Class of all clips, by name ("37") or index."""
+    """Class of all clips, by name ("37") or index, or classes that take turns: "37,05,14"."""
     frames: str | None = None
     """Video file that all clips continue, or what train-vqvae takes, such as "robot-push", whose
     first test clips are continued, one each, and by their actions if the model takes actions."""
@@ -70,9 +70,7 @@ class Sample:
             None if each else self.n,
             frames=begun.get("frames"),
             actions=begun.get("actions"),
-            labels=self.labels
-            if self.labels is None or not self.by_index(model)
-            else int(self.labels),
+            labels=self.each_label(model, len(begun["frames"]) if each else self.n),
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -85,9 +83,14 @@ class Sample:
         video.write(self.out, video.grid(clips, self.columns), fps=self.fps, scale=self.scale)
         print(f"{len(clips)} clips in {self.out}")
 
-    def by_index(self, model: VideoGPT) -> bool:
-        """Whether the label is an index: a number, to a model whose classes have no names."""
-        return model.label_names is None and str(self.labels).isdigit()
+    def each_label(self, model: VideoGPT, count: int) -> list[int | str] | None:
+        """A label for each of `count` clips; indices are numbers, where classes have no names."""
+        if self.labels is None:
+            return None
+        words = [word.strip() for word in self.labels.split(",")]
+        indices = model.label_names is None and all(word.isdigit() for word in words)
+        labels = [int(word) if indices else word for word in words]
+        return [labels[n % len(labels)] for n in range(count)]
 
     def beginnings(self, model: VideoGPT, source: str) -> dict[str, torch.Tensor]:
         """How the clips begin, and what actions go on from there, as `VideoGPT.sample` takes it."""
