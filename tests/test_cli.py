@@ -318,7 +318,7 @@ def test_info_on_a_gpu(monkeypatch, capsys):
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),
         (["sample"], "required"),
-        (["sample", "moving-mnist", "--length", "32", "--overlap", "6"], "overlap is 6"),
+        (["sample", "moving-mnist", "--length", "32", "--overlap", "5"], "overlap is 5"),
         (["sample", "robot-push", "--frames", "robot-push", "--length", "40"], "frames is 40"),
         (["play", "moving-mnist"], "must be a terminal"),
         (["sample", "robot-push"], "steered by actions: --frames takes them from a dataset"),
