@@ -121,6 +121,7 @@ def plan(steps: int, seeds: int, clips: int) -> Plan:
         "checkpoint_every": max(steps // 4, 1),
         "validate_every": 0,
         "keep": 1,
+        "openings": 0.0,  # strided attention needs whole clips
     }
     return Plan(
         replace(preset.vqvae, **base),

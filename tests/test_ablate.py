@@ -148,6 +148,7 @@ def test_the_preset_s_settings_but_for_the_base_s_and_the_length():
     assert (plan.gpt.layers, plan.gpt.attention) == (8, "full")
     assert plan.train_gpt.encode_once == plan.train_gpt.steps * plan.train_gpt.batch_size
     assert plan.train_vqvae.steps == plan.train_gpt.steps == 1000
+    assert plan.train_gpt.openings == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("seeds", 0), ("clips", 1)])

@@ -71,6 +71,7 @@ def test_sample(model, tmp_path):
     [
         (True, "37", ["37", "37", "37"]),
         (True, "37, 05", ["37", "05", "37"]),
+        (True, "a, b", ["a, b", "a, b", "a, b"]),
         (False, "3,0", [3, 0, 3]),
         (False, None, None),
     ],
@@ -87,9 +88,8 @@ def test_labels_take_turns(tmp_path, monkeypatch, names, labels, asked):
     gpt = GPT(
         GPTConfig.for_vqvae(TINY, width=12, heads=2, layers=1, classes=55), vqvae.codebook.codes
     )
-    VideoGPT(vqvae, gpt, open_dataset("moving-mnist").label_names if names else None).save(
-        tmp_path / "model"
-    )
+    classes = ["a, b", *open_dataset("moving-mnist").label_names[1:]] if names else None
+    VideoGPT(vqvae, gpt, classes).save(tmp_path / "model")
     words = [] if labels is None else ["--labels", labels]
     out = tmp_path / "clips.mp4"
     assert run("sample", tmp_path / "model", "--n", 3, "--out", out, *words) == 0

@@ -89,29 +89,45 @@ def test_a_window_goes_on_from_the_end_of_the_one_before(plain, overlap):
         same(new, window[:, overlap : overlap + new.shape[1]])
 
 
-@pytest.mark.parametrize("overlap", [2, 6])
 @torch.no_grad()
-def test_a_local_encoders_tokens_are_kept(overlap):
-    """A window begins with the tokens that were drawn, not with those of their pixels."""
+def local():
+    """A model whose tokens tell of their own pixels only."""
     model = build()
     vqvae = VQVAE(replace(model.vqvae.config, local_encoder=True))
     vqvae.codebook.codes.copy_(model.gpt.codes)
-    model = VideoGPT(vqvae, model.gpt).eval()
-    made = model.sample(2, length=T + 2 * (T - overlap), overlap=overlap, seed=0)
-    tokens = sample_tokens(model.gpt, 2, seed=0).flatten(1)
-    differ = False
-    for start in (T - overlap, 2 * (T - overlap)):
+    return VideoGPT(vqvae, model.gpt).eval()
+
+
+@pytest.mark.parametrize("given", [0, 4, T])
+@pytest.mark.parametrize("overlap", [2, 6])
+@torch.no_grad()
+def test_a_local_encoders_tokens_are_kept(given, overlap):
+    """A window begins with the tokens that were drawn, not with those of their pixels."""
+    model, step = local(), T - overlap
+    begun = clips(2, given) if given else None
+    made = model.sample(2, frames=begun, length=T + 3 * step, overlap=overlap, seed=0)
+    tokens = model.vqvae.encode(video.to_model(begun)).flatten(1) if given else None
+    if given < T:
+        tokens = sample_tokens(model.gpt, 2, prefix=tokens, seed=0).flatten(1)
+    kept = 0
+    for start in range(step, 4 * step, step):
         prefix = tokens[:, -overlap // F * ROW :]
         anew = model.vqvae.encode(video.to_model(made[:, start : start + overlap])).flatten(1)
-        differ = differ or not torch.equal(prefix, anew)
+        kept += not torch.equal(prefix, anew)
         position = start // F * ROW
         sampler = Sampler(model.gpt, 2, seed=0, prefix=prefix, first_position=position)
         sampler.draw(model.gpt.config.tokens - sampler.position)
         tokens = sampler.tokens
         window = model.vqvae.decode(tokens.view(2, *model.gpt.config.latent_shape))
-        new = made[:, start + overlap : start + T]
-        same(new, video.to_uint8(window)[:, overlap:])
-    assert differ, "the pixels give the same tokens: nothing was tested"
+        same(made[:, start + overlap : start + T], video.to_uint8(window)[:, overlap:])
+    assert kept, "the pixels give the same tokens: nothing was tested"
+
+
+@torch.no_grad()
+def test_a_stream_of_a_local_encoder():
+    model, begun = local(), clips(2, 4)
+    made = model.sample(frames=begun, length=18, seed=0)
+    same(torch.cat(list(model.stream(frames=begun, length=18, seed=0)), 1), made)
 
 
 def test_half_a_window_is_the_default(plain):

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, loop, open_dataset, video
-from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
+from tinyvgpt.train import TrainConfig, check_openings, train_gpt, train_vqvae
 
 SMALL = VQVAEConfig(
     channels=1, frames=4, resolution=32, downsample=(2, 8, 8), hidden=8, res_blocks=1, codes=16,
     code_dim=4, axial_heads=2,
 )  # fmt: skip
+STRIDED = replace(SMALL, resolution=64)  # 2 × 8 × 8 tokens, as its blocks need
 LAST = "checkpoint-0000006.pt"  # of QUICK
 QUICK = TrainConfig(
     steps=6, batch_size=4, warmup=2, ema=0.9, log_every=2, checkpoint_every=2, validate_every=3,
@@ -273,6 +274,21 @@ def test_openings(tmp_path):
     expected = torch.cat([nats[row].flatten(), nats[others, 0].flatten()]).mean()
     logged = lines(tmp_path)[0]
     assert logged["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "message"),
+    [
+        ({"openings": 0.3}, {}, "openings is 0.3, which is 1.2 of the 4 clips"),
+        ({"openings": 0.75, "accumulate": 2}, {}, "which is 1.5 of the 2 clips"),
+        ({"openings": 0.9999999}, {}, "and not all of them"),
+        ({"openings": 0.5}, {"attention": "strided"}, "strided attention takes whole clips"),
+    ],
+)
+def test_openings_that_are_refused(tmp_path, settings, fields, message):
+    model = GPTConfig.for_vqvae(STRIDED if fields else SMALL, width=12, heads=2, **fields)
+    with pytest.raises(ValueError, match=message):
+        check_openings(model, replace(QUICK, **settings))
 
 
 def test_encode_once_trains_the_same(tmp_path):

@@ -56,11 +56,7 @@ def clip_work(config: GPTConfig, openings: float) -> tuple[float, float]:
     whole = config.tokens, step_flops(config, 1)
     if not openings:
         return whole
-    t, h, w = config.latent_shape
-    frames = config.frames // t
-    given = min(config.cond_frames, frames)
-    short = replace(config, latent_shape=(1, h, w), frames=frames, cond_frames=given)
-    first = clip_work(short, 0.0)
+    first = clip_work(replace(config, latent_shape=(1, *config.latent_shape[1:])), 0.0)
     tokens, flops = (
         (1 - openings) * of_whole + openings * of_first
         for of_whole, of_first in zip(whole, first, strict=True)

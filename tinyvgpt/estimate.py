@@ -185,7 +185,7 @@ def describe(
     size, tokens, batch = config.resolution, t * h * w, train.batch_size
     seconds = time_per_step(config, train, device, clips=clips)
     a_step, flops = work(config, train, batch)[0], work(config, train, clips)[1]
-    short = int(train.openings * batch) if isinstance(config, GPTConfig) else 0
+    short = round(train.openings * batch) if isinstance(config, GPTConfig) else 0
     seen = f"{batch} clips"
     if short:
         seen += f" ({short} of them end after the first latent frame)"

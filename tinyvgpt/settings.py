@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 # Settings that may change between a run's parts: its weights don't depend on them, or, for the last
-# row, by no more than rounding and the batches that batch norms see.
+# row, by no more than rounding, the batches that batch norms see, and which clips are openings.
 FREE = {
     *("device", "workers", "checkpointing", "log_every", "checkpoint_every", "keep"),
     *("validate_every", "validation_clips", "preview_every", "tensorboard", "non_finite"),

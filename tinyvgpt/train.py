@@ -17,7 +17,7 @@ from tinyvgpt import video
 from tinyvgpt.cost import clip_work, step_flops
 from tinyvgpt.data import Dataset
 from tinyvgpt.data.tokens import TokenFolder, Tokens
-from tinyvgpt.distributed import joined
+from tinyvgpt.distributed import joined, world_size
 from tinyvgpt.encode import check_data, encode, encode_dataset, fingerprint, looks
 from tinyvgpt.gpt import GPT, GPTConfig
 from tinyvgpt.loop import Batch, Stage, fit, make_writable, memory_advice
@@ -120,6 +120,7 @@ def train_gpt(
         check_data(clips, model.vqvae)
         check_conditions(clips, model)
     with joined(config.torch_device()) as device, memory_explained(memory_advice(config)):
+        check_openings(gpt_config, config)
         make_writable(Path(out))  # before anything is encoded
         model.vqvae.requires_grad_(False).eval().to(device)
         stage = gpt_stage(model, config, about_data(data))
@@ -168,13 +169,28 @@ def gpt_stage(model: VideoGPT, config: TrainConfig, data: str) -> Stage:
     )
 
 
+def check_openings(gpt: GPTConfig, config: TrainConfig) -> None:
+    """Raises ValueError unless a model can learn from openings, and a part's are a whole number."""
+    if not config.openings:
+        return
+    if gpt.attention == "strided":
+        raise ValueError("openings need full attention: strided attention takes whole clips")
+    clips = config.batch_size / world_size() / config.accumulate
+    share = config.openings * clips
+    if abs(share - round(share)) > 1e-6 or round(share) == clips:
+        raise ValueError(
+            f"openings is {config.openings}, which is {share:g} of the {clips:g} clips in a "
+            "forward pass; it must be a whole number, and not all of them"
+        )
+
+
 def clips_loss(gpt: GPT, batch: Batch, openings: float) -> Tensor:
     """Mean cross-entropy, nats a token, of a batch of which a share are openings.
 
     Those end after their first latent frame. It has to be made up, while later ones mostly follow
     from it, and costs a t-th of a clip's tokens or less: so a step can learn from more of them.
     """
-    cut = int(openings * len(batch["tokens"]))
+    cut = round(openings * len(batch["tokens"]))
     if not cut:
         return gpt.loss(batch["tokens"], **conditions(gpt.config, batch))
     first, whole = (

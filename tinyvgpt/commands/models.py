@@ -87,7 +87,8 @@ class Sample:
         """A label for each of `count` clips; indices are numbers, where classes have no names."""
         if self.labels is None:
             return None
-        words = [word.strip() for word in self.labels.split(",")]
+        named = self.labels in (model.label_names or ())  # a name may have commas
+        words = [self.labels] if named else [word.strip() for word in self.labels.split(",")]
         indices = model.label_names is None and all(word.isdigit() for word in words)
         labels = [int(word) if indices else word for word in words]
         return [labels[n % len(labels)] for n in range(count)]
