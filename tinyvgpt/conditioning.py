@@ -4,10 +4,11 @@ Chapter 11 builds this file. Labels and frames follow VideoGPT (§3.3 and the re
 are described in the paper and were never released.
 
 Shapes: B batch · C channels · n given frames · T H W frames and pixels · t latent frames ·
-D width · Dm memory width · A action dim.
+D width · M Dm positions and width of a memory · A action dim.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ from torch import Tensor, nn
 from tinyvgpt.positions import AxisPositions, check_axes
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # residual blocks a group, by depth
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Everything a batch is conditioned on, computed once a clip."""
+
+    labels: Tensor | None = None  # (B,) int64, null label included
+    memory: Tensor | None = None  # (B, M, Dm), encoded first frames
+    actions: Tensor | None = None  # (B, t, D), embedded
 
 
 class Standardise(torch.autograd.Function):

@@ -24,7 +24,7 @@ from tinyvgpt.attention import (
     check_heads,
     project,
 )
-from tinyvgpt.conditioning import ActionEmbedding, FrameEncoder, LayerNorm, memory_width
+from tinyvgpt.conditioning import ActionEmbedding, Condition, FrameEncoder, LayerNorm, memory_width
 from tinyvgpt.positions import AxisPositions, check_axes
 from tinyvgpt.vqvae import Triple, VQVAEConfig, check_tokens
 
@@ -114,15 +114,6 @@ class GPTConfig:
             **{name: getattr(vqvae, name) for name in names},
             **fields,
         )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Everything a batch is conditioned on, computed once a clip."""
-
-    labels: Tensor | None = None  # (B,) int64, null label included
-    memory: Tensor | None = None  # (B, M, Dm), encoded first frames
-    actions: Tensor | None = None  # (B, t, D), embedded
 
 
 class MLP(nn.Module):

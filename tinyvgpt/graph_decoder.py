@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from tinyvgpt import kernels
 from tinyvgpt.attention import LayerCache, own_kernel
-from tinyvgpt.conditioning import LayerNorm
-from tinyvgpt.gpt import GPT, Block, Condition
+from tinyvgpt.conditioning import Condition, LayerNorm
+from tinyvgpt.gpt import GPT, Block
 from tinyvgpt.kernels.step import ADD, GELU, MOST_CODES, NARROW, WIDE, Norm, draw, product
 
 if TYPE_CHECKING:

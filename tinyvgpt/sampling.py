@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from tinyvgpt import counter
 from tinyvgpt.attention import LayerCache
-from tinyvgpt.gpt import GPT, Condition
+from tinyvgpt.conditioning import Condition
+from tinyvgpt.gpt import GPT
 from tinyvgpt.graph_decoder import GraphDecoder, can_decode
 from tinyvgpt.vqvae import check_tokens
 

@@ -54,8 +54,8 @@ def learning(
     """
     silent = {"validate_every": 0, "checkpoint_every": steps, "tensorboard": False}
     shared: dict[str, Any] = {"steps": steps, "batch_size": batch, "ema": 0.0, "encode_once": 0}
-    shared["openings"] = 0.0  # losses of whole clips
-    options = {**shared, **silent, "log_every": LOGGED, "device": device}
+    whole = {"openings": 0.0}  # losses are of whole clips
+    options = {**shared, **silent, **whole, "log_every": LOGGED, "device": device}
     preset, data = moving_mnist(), open_dataset("moving-mnist")
     tokenizers: list[Curves] = []
     for seed in range(seeds):

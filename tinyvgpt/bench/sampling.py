@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor
 
 from tinyvgpt.attention import CausalSelfAttention, LayerCache
-from tinyvgpt.gpt import GPT, Block, Condition, GPTConfig
+from tinyvgpt.conditioning import Condition
+from tinyvgpt.gpt import GPT, Block, GPTConfig
 from tinyvgpt.sampling import Decoder, SamplingRule, draw
 
 RELEASED_BAIR = GPTConfig(
