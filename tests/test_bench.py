@@ -41,13 +41,16 @@ def test_sampling_counts_tokens():
     assert result["ratio"] == pytest.approx(rates[0] / rates[1], rel=0.02)
 
 
-def test_the_usual_way_draws_from_the_same_model():
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_usual_way_draws_from_the_same_model(filled, merged):
     torch.manual_seed(0)
     gpt = GPT(SMALL, torch.randn(32, 8)).eval()
     torch.nn.init.normal_(gpt.token_out.weight, std=0.5)
     drawn, u = torch.zeros(3, SMALL.tokens, dtype=torch.int64), torch.rand(3, SMALL.tokens)
     with torch.no_grad():
-        decoder = UsualDecoder(gpt, 3)
+        decoder = UsualDecoder(gpt, 3, filled=filled)
+        decoder = torch.compile(decoder, backend="aot_eager") if merged else decoder
         for i in range(20):  # it begins with a token in the place of the start
             last = drawn[:, max(i - 1, 0)]
             drawn[:, i] = decoder(last, torch.tensor([i]), u[:, i])

@@ -8,8 +8,11 @@ One run on one machine, at the size of the original's released BAIR models, on r
   a mask of what is filled, the whole captured in a CUDA graph;
 - "ours" is `sampling.Sampler` as `VideoGPT.sample` uses it.
 
-The first two take equally long wherever they are in a clip, so some hundred steps stand for it.
-Ours are whole clips, with the tokenizer's decoder.
+Between them, "one thing at a time" changes a single thing from one line to the next.
+
+What reads the whole cache takes equally long wherever it is in a clip, so some hundred steps stand
+for it; they are those in the middle, where an average step reads. Ours are whole clips, with the
+tokenizer's decoder.
 
 Shapes: B batch · N tokens of a clip · D width · nh heads · d head dim · K codes.
 """
@@ -29,22 +32,27 @@ from tinyvgpt.bench.kernels import rate_of_copies
 from tinyvgpt.bench.sampling import ReferenceDecoder, time_decoding
 from tinyvgpt.bench.train import RELEASED, compiling_anew, in_fresh_process
 from tinyvgpt.gpt import Block
+from tinyvgpt.kernels import decode_attention, step
 from tinyvgpt.sampling import Sampler
 
-STEPS = 256  # of the reference and the usual way
+STEPS = 256  # of all that isn't ours
+USUAL = "small operations merged"  # the way of an afternoon
 
 
 class UsualDecoder(nn.Module):
-    """A decoding step over a fixed cache, to be compiled; the model is unconditional."""
+    """A decoding step over a fixed cache, to be compiled; the model is unconditional.
+
+    With `filled` attention is `kernels.decode_attention`, which reads what is filled and no more.
+    """
 
     places: Tensor
     table: Tensor
     offsets: Tensor
 
-    def __init__(self, gpt: GPT, batch: int):
+    def __init__(self, gpt: GPT, batch: int, *, filled: bool = False):
         """Takes a GPT in bfloat16, and makes room for `batch` clips."""
         super().__init__()
-        config, self.gpt = gpt.config, gpt
+        config, self.gpt, self.filled = gpt.config, gpt, filled
         shape = (batch, config.heads, config.tokens, config.width // config.heads)
         for i in range(2 * config.layers):  # apart: of one buffer, compiled, each step makes copies
             self.register_buffer(f"cache_{i}", gpt.codes.new_zeros(shape))
@@ -56,7 +64,11 @@ class UsualDecoder(nn.Module):
         """The tokens (B,) that follow `tokens` at `position` (1,), drawn with u (B,)."""
         x = self.table[tokens][:, None] + self.offsets[position]
         heads = self.gpt.config.heads
-        seen = (self.places <= position)[None, None, None]  # (1, 1, 1, N)
+        if self.filled:
+            attend = partial(decode_attention, lengths=(position + 1).int().repeat(len(tokens)))
+        else:
+            seen = (self.places <= position)[None, None, None]  # (1, 1, 1, N)
+            attend = partial(F.scaled_dot_product_attention, attn_mask=seen)
         for i, module in enumerate(self.gpt.blocks):
             block = cast(Block, module)
             qkv = block.attn.qkv(block.norm_attn(x)).unflatten(-1, (3, heads, -1))
@@ -64,7 +76,7 @@ class UsualDecoder(nn.Module):
             keys, values = (self.get_buffer(f"cache_{2 * i + j}") for j in range(2))
             keys.index_copy_(2, position, k)
             values.index_copy_(2, position, v)
-            y = F.scaled_dot_product_attention(q, keys, values, seen)
+            y = attend(q, keys, values)
             x = x + block.attn.out(y.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm_mlp(x))
         p = self.gpt.token_out(self.gpt.norm(x))[:, 0].float().softmax(-1)
@@ -90,7 +102,7 @@ def sampling_on_gpu(
     for count in heads:
         config = replace(released, heads=count)
         for batch in batches:
-            job = partial(each_way, config, vqvae, batch, usual=count == heads[0])
+            job = partial(each_way, config, vqvae, batch, steps=count == heads[0])
             row = in_fresh_process(job)
             floor = bytes_of_a_clip(config, batch) / found["copy, TB/s"] / 1e12
             row["of the byte floor"] = round(floor / row["ours, seconds of tokens"], 3)
@@ -112,8 +124,8 @@ def bytes_of_a_clip(config: GPTConfig, batch: int) -> int:
     return 2 * (config.tokens * weights + batch * seen * 2 * config.layers * width)
 
 
-def each_way(config: GPTConfig, vqvae: VQVAEConfig, batch: int, *, usual: bool) -> dict[str, Any]:
-    """Tokens a second of a GPT at a batch size; by choice without the usual way, to be compiled."""
+def each_way(config: GPTConfig, vqvae: VQVAEConfig, batch: int, *, steps: bool) -> dict[str, Any]:
+    """Tokens a second of a GPT at a batch size; by choice also on the way from one to the other."""
     torch.manual_seed(0)
     tokenizer = VQVAE(vqvae)
     model = VideoGPT(tokenizer, GPT(config, tokenizer.codebook.codes)).cuda().eval()
@@ -122,13 +134,18 @@ def each_way(config: GPTConfig, vqvae: VQVAEConfig, batch: int, *, usual: bool) 
         found = ours(model, batch)
         if batch == 1:
             found["ours, seconds to a stream's first frames"] = first_frames(config, vqvae)
-        rates = {"ours": found["ours, tokens per second"], "reference": reference(model.gpt, batch)}
-        if usual:
-            rates["usual"] = the_usual(model.gpt, batch)
-    for name in rates:
-        if name != "ours":
-            found[f"{name}, tokens per second"] = round(rates[name], 1)
-            found[f"ours against {name}"] = round(rates["ours"] / rates[name], 2)
+        rates = {"reference": reference(model.gpt, batch)}
+        own = found["ours, tokens per second"]
+        if steps:
+            climbed = {"the original's loop": rates["reference"], **one_at_a_time(model.gpt, batch)}
+            climbed["each kernel begins before the former ends"] = own
+            rates["usual"] = climbed[USUAL]
+            found["one thing at a time, tokens per second"] = {
+                name: round(rate, 1) for name, rate in climbed.items()
+            }
+    for name, rate in rates.items():
+        found[f"{name}, tokens per second"] = round(rate, 1)
+        found[f"ours against {name}"] = round(own / rate, 2)
     return found
 
 
@@ -178,16 +195,43 @@ def reference(gpt: GPT, batch: int) -> float:
     return batch * STEPS / time_decoding(ReferenceDecoder(gpt, batch, gpt.condition(batch)), STEPS)
 
 
-def the_usual(gpt: GPT, batch: int) -> float:
-    """A compiled step in a CUDA graph."""
-    decoder = UsualDecoder(gpt.bfloat16(), batch)
+def one_at_a_time(gpt: GPT, batch: int) -> dict[str, float]:
+    """Tokens a second, a change after the other; all but the last way in PyTorch."""
+    overlapping, step.OVERLAP = step.OVERLAP, False
+    Sampler(gpt, batch, seed=0).draw(40)
+    apart = seconds(lambda: Sampler(gpt, batch, seed=0).draw(gpt.config.tokens))
+    step.OVERLAP = overlapping
+    gpt.bfloat16()
+    rates = {
+        "bfloat16": in_pytorch(gpt, batch),
+        "a graph instead of Python": in_pytorch(gpt, batch, graph=True),
+        USUAL: in_pytorch(gpt, batch, graph=True, merged=True),
+        "only what is filled is read": in_pytorch(gpt, batch, graph=True, merged=True, filled=True),
+    }
+    return rates | {"kernels of our own for the rest": batch * gpt.config.tokens / apart}
+
+
+def in_pytorch(
+    gpt: GPT, batch: int, *, graph: bool = False, merged: bool = False, filled: bool = False
+) -> float:
+    """Tokens a second of a step in the middle of a clip, of a GPT in bfloat16.
+
+    Args:
+        gpt: the model.
+        batch: clips.
+        graph: the step is repeated by a CUDA graph, not launched by Python.
+        merged: `torch.compile` merges its small operations.
+        filled: attention reads the filled part of the cache only.
+    """
+    decoder = UsualDecoder(gpt, batch, filled=filled)
     tokens = torch.zeros(batch, dtype=torch.int64, device="cuda")
-    position, u = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.rand(batch, device="cuda")
+    position = torch.full((1,), (gpt.config.tokens - STEPS) // 2, device="cuda")
+    u = torch.rand(batch, device="cuda")
     with compiling_anew():
-        step = torch.compile(decoder)
+        run = torch.compile(decoder) if merged else decoder
 
         def advance() -> None:
-            tokens.copy_(step(tokens, position, u))
+            tokens.copy_(run(tokens, position, u))
             position.add_(1)
 
         stream = torch.cuda.Stream()
@@ -196,12 +240,18 @@ def the_usual(gpt: GPT, batch: int) -> float:
             for _ in range(3):
                 advance()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            advance()
+        repeat = captured(advance) if graph else advance
 
-    def replays() -> None:
+    def steps() -> None:
         for _ in range(STEPS):
-            graph.replay()
+            repeat()
 
-    return batch * STEPS / seconds(replays)
+    return batch * STEPS / seconds(steps)
+
+
+def captured(job: Callable[[], None]) -> Callable[[], None]:
+    """What a job launches, as one graph, to be replayed."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        job()
+    return graph.replay
