@@ -9,8 +9,8 @@ encoders' tokens, or on 128 and 2,048 codes), all for as many steps on as many c
 seeds. Unseen clips then tell: PSNR and SSIM of tokenizers, how many of their codes are in use, and
 in how many frames the probe reads the right digits, as a share of that in real clips; bits a token
 and a clip of GPTs. Bits are those of a tokenizer's own tokens: fewer codes take fewer of them, and
-keep less. Figures go to book/results/ablations.json, their plot to ablations.png beside it: a dot a
-seed, a line through the means.
+keep less. Figures go to book/results/ablations.json, their plot to ablations.png beside it: a line
+a seed, since GPTs of one seed share their tokenizer.
 
 A run that is finished is not repeated, one that was stopped goes on from its last checkpoint: type
 the same command again. With --smoke everything is tiny and ends in a minute on a CPU; its figures
@@ -268,7 +268,7 @@ def table(results: dict[str, dict[str, list]]) -> str:
 
 
 def plot(results: dict[str, dict[str, list]], path: Path) -> None:
-    """A panel a question: a dot a seed, a line through means."""
+    """A panel a question, in it a line a seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -276,11 +276,11 @@ def plot(results: dict[str, dict[str, list]], path: Path) -> None:
     figure = Figure(figsize=(11, 5))
     for axes, (title, label, name, of) in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
         values = [results[one][name] for one in of]
-        axes.plot(range(len(of)), [fmean(each) for each in values], color="#bbbbbb", zorder=0)
-        for x, each in enumerate(values):
-            axes.scatter([x] * len(each), each, s=18, color="C0")
+        for seed, line in enumerate(zip(*values, strict=True)):
+            axes.plot(range(len(of)), line, "o-", markersize=4, label=f"seed {seed}")
         axes.set(title=title, ylabel=label, xticks=range(len(of)), xlim=(-0.5, len(of) - 0.5))
         axes.set_xticklabels(of.values())
+    figure.axes[0].legend()
     canvas = FigureCanvasAgg(figure)
     write_atomically({path: partial(canvas.print_png)})
 
