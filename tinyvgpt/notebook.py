@@ -5,7 +5,6 @@ in the package imports this module.
 """
 
 import html
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvgpt import __version__
 from tinyvgpt.show import Player, webp
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def versions() -> None:
         device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     print(f"python    {platform.python_version()}")
     print(f"torch     {torch.__version__}")
-    print(f"tinyvgpt  {importlib.metadata.version('tinyvgpt')}")
+    print(f"tinyvgpt  {__version__}")
     print(f"device    {device}")
     print(f"budget    {budget_name()}")
 
