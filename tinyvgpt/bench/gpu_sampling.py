@@ -196,7 +196,10 @@ def reference(gpt: GPT, batch: int) -> float:
 
 
 def one_at_a_time(gpt: GPT, batch: int) -> dict[str, float]:
-    """Tokens a second, a change after the other; all but the last way in PyTorch."""
+    """Tokens a second, a change after the other; all but the last way in PyTorch.
+
+    In that way attention begins before the former kernel ends, products and draws don't.
+    """
     overlapping, step.OVERLAP = step.OVERLAP, False
     Sampler(gpt, batch, seed=0).draw(40)
     apart = seconds(lambda: Sampler(gpt, batch, seed=0).draw(gpt.config.tokens))
