@@ -31,8 +31,9 @@ def use(which: str) -> contextlib.AbstractContextManager[None]:
     """Chooses whose attention runs on GPUs, from now on or, in a `with`, for a block.
 
     Args:
-        which: "torch", PyTorch's kernels; "cuda", this package's wherever they can do it; "auto",
-            whichever were measured to be faster. Compiled code keeps what it was compiled with.
+        which: "torch", PyTorch's kernels, with which sampling goes in the model's own precision,
+            too; "cuda", this package's wherever they can do it; "auto", whichever were measured to
+            be faster. Compiled code keeps what it was compiled with.
 
     Raises:
         ValueError: for another word.

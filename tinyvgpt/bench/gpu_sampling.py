@@ -196,9 +196,10 @@ def reference(gpt: GPT, batch: int) -> float:
 
 
 def one_at_a_time(gpt: GPT, batch: int) -> dict[str, float]:
-    """Tokens a second, a change after the other; all but the last way in PyTorch.
+    """Tokens a second, a change after the other, between the reference and ours.
 
-    In that way attention begins before the former kernel ends, products and draws don't.
+    With our kernels for the rest, attention begins before the former kernel ends; products and
+    draws don't. The GPT is in bfloat16 afterwards.
     """
     overlapping, step.OVERLAP = step.OVERLAP, False
     Sampler(gpt, batch, seed=0).draw(40)
