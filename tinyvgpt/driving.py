@@ -46,9 +46,9 @@ class Drive:
         self.given = gpt.cond_frames or max(vqvae.frames // factor // 2, 1) * factor
         following = begun["action"][0, : self.given - 1]  # action i leads from frame i to i + 1
         self.leading = torch.cat([torch.zeros(1, gpt.action_dim), following])
-        std = torch.tensor(gpt.action_std or (1.0,) * gpt.action_dim)
+        std = gpt.action_std or (1.0,) * gpt.action_dim
         self.moves = {
-            key: STEP * sign * std * torch.eye(gpt.action_dim)[number]
+            key: STEP * sign * std[number] * torch.eye(gpt.action_dim)[number]
             for key, (number, sign) in KEYS.items()
             if number < gpt.action_dim
         }
