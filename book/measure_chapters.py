@@ -4,8 +4,9 @@
     python book/measure_chapters.py book/12_first_kernel.md book/13_tensor_cores.md
 
 Each chapter runs in a process of its own, as `make book` runs it. One that fails says why, has no
-place in the record, and makes the exit code 1. A run of some chapters adds to the record of the
-others, where that is of the same device, budget and versions. Needs the extra `book`, and PyAV.
+place in the record, and makes the exit code 1. The record is written after each chapter; a run of
+some adds to that of the others, where it is of the same device, budget and versions. Needs the
+extra `book`, and PyAV.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def main() -> None:
     about = {"device": device, "budget": budget}
     shared = about | {"torch": torch.__version__, "python": platform.python_version()}
     found = former(options.out / f"{name}.json", shared)
-    failed = []
+    command, failed = f"python book/measure_chapters.py --budget {budget}", []
     for chapter in options.chapters or chapters():
         try:
             found[chapter.stem] = measured(chapter)
@@ -96,10 +97,9 @@ def main() -> None:
             found.pop(chapter.stem, None)
             failed.append(chapter.stem)
             print(f"{chapter.stem} failed\n{error}", flush=True)
-    command = f"python book/measure_chapters.py --budget {budget}"
-    in_order = {stem: found[stem] for stem in sorted(found)}
-    path = record({**about, "chapters": in_order}, name, command, options.out)
-    print(f"record in {path}")
+        in_order = {stem: found[stem] for stem in sorted(found)}
+        record({**about, "chapters": in_order}, name, command, options.out)
+    print(f"record in {options.out / name}.json")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -43,3 +44,16 @@ def test_each_chapter_s_time_and_memory_are_kept(tmp_path):
     assert record["chapters"]["takes"]["peak GiB"] > 1
     assert measure(tmp_path, waits, budget="gpu").returncode == 0
     assert json.loads(path.read_text())["chapters"].keys() == {"waits"}  # of another budget
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):
+    quick = chapter(tmp_path, "quick", "x = 1")
+    endless = chapter(tmp_path, "endless", "import time", "time.sleep(600)")
+    command = [sys.executable, SCRIPT, quick, endless, "--budget", "smoke", "--out", tmp_path]
+    with subprocess.Popen(command) as run:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob("chapters-*.json")) and time.monotonic() < until:
+            time.sleep(0.1)
+        run.kill()  # its kernel notices, and ends too
+    (path,) = tmp_path.glob("chapters-*.json")
+    assert json.loads(path.read_text())["chapters"].keys() == {"quick"}
