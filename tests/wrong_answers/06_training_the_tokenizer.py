@@ -11,7 +11,7 @@ WRONG = {
         "    loss.backward(),\n"
         "    optimizer.step(),\n"
         ")",
-        "weights still have a gradient; the next one is added to it",
+        "the second step goes .* times as far as the first: the first one's gradient",
     ),
     "check_snapshot": (
         "lambda run: {\n"
@@ -22,10 +22,11 @@ WRONG = {
         "weights are off by .* after going on; a state dict holds the live tensors",
     ),
     "check_two": (
-        "lambda codes, dim: type('Same', (TwoCodebooks,), {'forward': lambda self, z: Quantized(\n"
-        "    (q := self.first(z)).vectors,\n"
-        "    torch.stack([q.tokens, self.second(z).tokens], dim=1), *q[2:],\n"
+        "lambda codes, dim: type('Plain', (TwoCodebooks,), {'forward': lambda self, z: Quantized(\n"
+        "    (a := self.first(z)).vectors + (b := self.second(z - a.vectors)).vectors,\n"
+        "    torch.stack([a.tokens, b.tokens], dim=1),\n"
+        "    a.commitment_loss + b.commitment_loss, *b[3:],\n"
         ")})(codes, dim)",
-        "the error is .* does the second codebook see what the first left over",
+        "is right, but not its gradient: does what the second codebook gets still depend on z",
     ),
 }
