@@ -141,16 +141,6 @@ def test_other_tiles(run, monkeypatch, keys, tiles, sparse):
     agrees(run, grad, q, k, v, causal=True, layout=layout)
 
 
-@pytest.mark.parametrize("d", [64, 128])
-def test_one_pass(run, monkeypatch, d):
-    monkeypatch.setattr(module, "ONE_PASS", True)
-    monkeypatch.setattr(module, "most_shared_bytes", lambda device: 227 * 1024)
-    for queries, keys, causal in ((130, 200, True), (70, 40, True), (100, 130, False)):
-        q, grad = projected(1, 2, queries, d, d, dtype=torch.float16)
-        k, v = projected(1, 2, keys, d, d, dtype=torch.float16)
-        agrees(run, grad, q, k, v, causal=causal)
-
-
 def random_layout(heads, rows, columns, causal):
     generator = torch.Generator().manual_seed(rows)
     blocks = torch.rand(heads, rows, columns, generator=generator) < 0.3

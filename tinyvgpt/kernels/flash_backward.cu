@@ -1,5 +1,5 @@
 // The backward pass of attention (Dao 2023, FlashAttention-2, algorithm 2), in two passes, without
-// atomics: the same input gives the same bits. Or in one. Chapter 14.
+// atomics: the same input gives the same bits. Chapter 14.
 //
 // With S = scale · QKᵀ, P = exp(S − lse), O = PV and dO the gradient of O:
 //
@@ -12,9 +12,6 @@
 //
 //     KEYS    owns keys,    visits queries:  Sᵀ = K Qᵀ,  dPᵀ = V dOᵀ,  dV += Pᵀ dO,  dK += dSᵀ Q
 //     else    owns queries, visits keys:     S  = Q Kᵀ,  dP  = dO Vᵀ,                dQ += dS K
-//
-// In ONE_PASS blocks that own keys also add their part of dQ to sums in device memory, by atomics:
-// five products for seven, but the order of the sums changes from run to run.
 //
 // So `own` is K or Q and `own_v` V or dO; `other` and `other_v` are the same with roles exchanged.
 // Each warp has ROWS of the block's own rows. Of a tile of TILE others it takes STEP at a time: two
@@ -32,8 +29,8 @@
 //                queries   4 × 16         32     32         80 + 32 (+ 80)
 //
 // Shared memory: own | own_v | two stages of (other | other_v | for KEYS, lse and −δ of the
-// queries) | in ONE_PASS, dSᵀ. While one stage is worked on, the other is filled. 64 to 105 KB, two
-// blocks an H100's multiprocessor.
+// queries). While one stage is worked on, the other is filled. 64 to 105 KB, two blocks an H100's
+// multiprocessor.
 //
 // Bound: 7 products of 2 · Sq · Sk · d FLOP (half of it if causal) where the mathematics asks for
 // 5, all on the tensor cores; and what these read of shared memory, 128 bytes a cycle: 16 × 16
@@ -224,9 +221,8 @@ template <class T, int D, int DV, bool KEYS, int TILE, int THREADS> struct Visit
     }
 };
 
-// A warp's 16 · M own rows: what it sums up, and how it takes 8 · N others. If other warps need its
-// dSᵀ, it puts that in a tile of SHARED columns.
-template <class T, int D, int DV, bool KEYS, int M, int N, bool HELD, int SHARED> struct Work {
+// A warp's 16 · M own rows: what it sums up, and how it takes 8 · N others.
+template <class T, int D, int DV, bool KEYS, int M, int N, bool HELD> struct Work {
     T *own, *own_v;  // its rows in shared memory
     int first;       // number of its first row
     float scale;     // times log2(e), for exp2
@@ -253,14 +249,11 @@ template <class T, int D, int DV, bool KEYS, int M, int N, bool HELD, int SHARED
     // lse and −δ. Bit b of `bits` is 0 if none of others 32 b … 32 b + 31 is seen.
     __device__ __forceinline__ void take(
         const T* y, const T* y_v, const float* lses, const float* minus_deltas, int column,
-        unsigned bits, const Sight<KEYS>& sight, T* shared_ds, int chunk) {
+        unsigned bits, const Sight<KEYS>& sight) {
         constexpr unsigned FULL = (1u << (8 * N + 31) / 32) - 1;
         const int lane = threadIdx.x % 32, t = lane % 4 * 2;
         float p[M][N][4] = {}, ds[M][N][4];
-        if (!(bits & FULL) || !sight.any(first, 16 * M, column, 8 * N)) {
-            if constexpr (SHARED > 0) share(shared_ds, chunk, p, lane);  // zeros
-            return;
-        }
+        if (!(bits & FULL) || !sight.any(first, 16 * M, column, 8 * N)) return;
         multiply<T, D, HELD>(p, held, own, y, lane);
         if ((bits & FULL) != FULL || !sight.all(first, 16 * M, column, 8 * N))
             each(p, [&](float& x, int m, int n, int i) {
@@ -277,16 +270,7 @@ template <class T, int D, int DV, bool KEYS, int M, int N, bool HELD, int SHARED
         });
         multiply<T, DV, HELD>(ds, held_v, own_v, y_v, lane);
         each(ds, [&](float& x, int m, int n, int i) { x *= p[m][n][i]; });
-        if constexpr (SHARED > 0) share(shared_ds, chunk, ds, lane);
         accumulate<T, D>(d, ds, y, lane);
-    }
-
-    // Puts dSᵀ of this warp's rows into a tile that all warps read, from column 8 · chunk on.
-    __device__ __forceinline__ void share(T* tile, int chunk, float (&ds)[M][N][4], int lane) {
-        each(ds, [&](float& x, int m, int n, int i) {
-            T* to = tile + Tile<SHARED>::at(16 * m + 4 * i + lane / 4, chunk + n) + lane % 4 * 2;
-            if (i % 2 == 0) *(unsigned*)to = pack<T>(x, ds[m][n][i + 1]);
-        });
     }
 
     // Writes the sums as rows number `out`, out + every, …; the warp's own rows are given up.
@@ -298,38 +282,15 @@ template <class T, int D, int DV, bool KEYS, int M, int N, bool HELD, int SHARED
     }
 };
 
-// dQ += scale · dS K for the queries of a tile, of which this warp has 16, over a block's keys.
-template <class T, int D, int BLOCK, int TILE>
-__device__ __forceinline__ void add_queries(
-    float* dq, const T* ds, const T* keys, float scale, int lane) {
-    const int first = threadIdx.x / 32 * 16;
-    float sum[1][D / 8][4] = {};
-#pragma unroll
-    for (int k = 0; k < BLOCK; k += 16) {
-        unsigned a[4], b[4];
-        ldmatrix_transposed(a, ds + moved<TILE>(place_b<TILE>(lane), k, first));
-#pragma unroll
-        for (int j = 0; j < D / 8; j += 2) {
-            ldmatrix_transposed(b, keys + moved<D>(place_a<D>(lane), k, 8 * j));
-            mma<T>(sum[0][j], a, b[0], b[1]);
-            mma<T>(sum[0][j + 1], a, b[2], b[3]);
-        }
-    }
-    dq += (first + lane / 4) * D + lane % 4 * 2;
-    each(sum, [&](float& x, int, int j, int i) {
-        atomicAdd(dq + i / 2 * 8 * D + 8 * j + i % 2, x * scale);
-    });
-}
-
 template <class T, int D, int DV, bool KEYS, int WARPS, int ROWS, int TILE, int STEP, bool HELD,
-          bool SPARSE, bool ONE_PASS>
+          bool SPARSE>
 __global__ void __launch_bounds__(WARPS * 32) flash_backward(
     const T* own, const T* own_v, const T* other, const T* other_v, const float* per_query,
-    const unsigned* words, T* d_own, T* d_own_v, float* d_other, int own_length, int other_length,
-    int padded, int shift, int word_rows, int word_stride, int word_head, int own_row,
-    int own_v_row, int other_row, int other_v_row, long long own_head, long long own_v_head,
-    long long other_head, long long other_v_head, long long own_batch, long long own_v_batch,
-    long long other_batch, long long other_v_batch, float scale) {
+    const unsigned* words, T* d_own, T* d_own_v, int own_length, int other_length, int padded,
+    int shift, int word_rows, int word_stride, int word_head, int own_row, int own_v_row,
+    int other_row, int other_v_row, long long own_head, long long own_v_head, long long other_head,
+    long long other_v_head, long long own_batch, long long own_v_batch, long long other_batch,
+    long long other_v_batch, float scale) {
     constexpr int BLOCK = WARPS * ROWS, THREADS = WARPS * 32;
     T* own_tile = (T*)shared;
     T* own_v_tile = own_tile + BLOCK * Tile<D>::stride;
@@ -358,10 +319,7 @@ __global__ void __launch_bounds__(WARPS * 32) flash_backward(
     if (tile < end) others.fetch(tile, stage);
     copy_commit();
 
-    Work<T, D, DV, KEYS, ROWS / 16, STEP / 8, HELD, ONE_PASS ? TILE : 0> work;
-    static_assert(!ONE_PASS || TILE == 16 * WARPS, "each warp adds to 16 queries");
-    T* ds_tile = others.stages + 2 * Others::STAGE;
-    d_other += (batch * heads + head) * padded * D;
+    Work<T, D, DV, KEYS, ROWS / 16, STEP / 8, HELD> work;
     work.own = own_tile + warp_row * Tile<D>::stride;
     work.own_v = own_v_tile + warp_row * Tile<DV>::stride;
     work.first = first + warp_row, work.scale = scale * 1.44269504f;
@@ -381,13 +339,7 @@ __global__ void __launch_bounds__(WARPS * 32) flash_backward(
         for (int step = 0; step < TILE; step += STEP)
             work.take(
                 x + step * Tile<D>::stride, x_v + step * Tile<DV>::stride, lses + step,
-                lses + TILE + step, tile * TILE + step, bits >> step / 32, sight,
-                ds_tile + warp_row * Tile<TILE>::stride, step / 8);
-        if constexpr (ONE_PASS) {
-            __syncthreads();
-            add_queries<T, D, BLOCK, TILE>(
-                d_other + (long long)tile * TILE * D, ds_tile, own_tile, scale, threadIdx.x % 32);
-        }
+                lses + TILE + step, tile * TILE + step, bits >> step / 32, sight);
         copy_wait<0>();
         __syncthreads();  // the next tile is there, and nobody works on this one any more
         tile = next, stage ^= 1;

@@ -1,9 +1,8 @@
 """The gradients of attention on tensor cores: P computed again, tile by tile (Dao 2023, §3.1.2).
 
 Two passes of one kernel, without atomics: a block that owns keys sums dK and dV over the queries,
-one that owns queries sums dQ over the keys. With ONE_PASS blocks that own keys do it all. On a CPU
-plain PyTorch does the same. Chapter 14 builds this file, flash_backward.cu and
-flash_backward_sums.cu.
+one that owns queries sums dQ over the keys. On a CPU plain PyTorch does the same. Chapter 14 builds
+this file, flash_backward.cu and flash_backward_sums.cu.
 
 Shapes: B batch · nh heads · Sq queries · Sk keys · d numbers of a query or key · dv of a value.
 """
@@ -19,7 +18,6 @@ from tinyvgpt.kernels import build
 from tinyvgpt.kernels.tensors import TYPES, in_chunks, row_numbers, steps
 
 EVERY = 1 << 29  # how many keys beyond its own a query sees where nothing is causal
-ONE_PASS = False  # whether dQ is summed by atomics where that is possible: less work, other bits
 MOST = 65535  # blocks along a grid's second and third axis
 
 
@@ -33,18 +31,14 @@ class Tiles:
     step: int  # of these, rows whose P is in registers at a time
     held: bool  # whether a warp's own rows are in registers, too
 
-    def shared_bytes(self, d: int, dv: int, *, keys: bool, one_pass: bool = False) -> int:
-        """Shared memory of a block: its own rows, two stages of others, and dS for one pass."""
-        row, column = 2 * (row_numbers(d) + row_numbers(dv)), 2 * row_numbers(self.tile)
-        own = self.warps * self.rows * (row + column * one_pass)
-        return own + 2 * self.tile * (row + 8 * keys)
+    def shared_bytes(self, d: int, dv: int, *, keys: bool) -> int:
+        """Shared memory of a block: its own rows, and two stages of others."""
+        row = 2 * (row_numbers(d) + row_numbers(dv))
+        return self.warps * self.rows * row + 2 * self.tile * (row + 8 * keys)
 
-    def name(
-        self, dtype: torch.dtype, d: int, dv: int, *, keys: bool, sparse: bool,
-        one_pass: bool = False,
-    ) -> str:  # fmt: skip
+    def name(self, dtype: torch.dtype, d: int, dv: int, *, keys: bool, sparse: bool) -> str:
         """The kernel, as C++ spells it."""
-        numbers = (d, dv, keys, *astuple(self), sparse, one_pass)
+        numbers = (d, dv, keys, *astuple(self), sparse)
         return f"flash_backward<{TYPES[dtype]}, {', '.join(str(int(n)) for n in numbers)}>"
 
 
@@ -110,8 +104,8 @@ def launch(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool,
     scale: float, rows: Tensor | None, columns: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Queues the kernels: sums of each query, then one or two passes."""
-    batch, heads, queries, d = q.shape
+    """Queues the kernels: sums of each query, then two passes."""
+    batch, heads, queries, _ = q.shape
     if max(batch, heads) > MOST:
         raise ValueError(f"gradients: at most {MOST} sequences of {MOST} heads, not {q.shape[:2]}")
     grad = rows_of(grad)  # of a sum, say; all others are the forward pass's
@@ -127,39 +121,19 @@ def launch(
         x.new_empty(batch, x.shape[2], heads, x.shape[3]).transpose(1, 2) for x in (q, k, v)
     )
     shift = k.shape[2] - queries if causal else EVERY
-    sums = None
-    if ONE_PASS and one_pass_fits(q, v.shape[-1], columns is not None):
-        sums = q.new_zeros(batch, heads, padded, d, dtype=torch.float32)
-    launch_pass((k, v), (q, grad), (dk, dv, sums), per_query, columns, shift, scale, keys=True)
-    if sums is None:
-        rest = (per_query, rows, shift, scale)
-        launch_pass((q, grad), (k, v), (dq, None, None), *rest, keys=False)
-    else:
-        dq.copy_(sums[:, :, :queries])
+    launch_pass((k, v), (q, grad), (dk, dv), per_query, columns, shift, scale, keys=True)
+    launch_pass((q, grad), (k, v), (dq, None), per_query, rows, shift, scale, keys=False)
     return dq, dk, dv
-
-
-def one_pass_fits(q: Tensor, dv: int, sparse: bool) -> bool:
-    """Whether a block's warps can share a tile's queries, and its memory hold their dS."""
-    tiles = tiles_for(q.shape[-1], keys=True, sparse=sparse)
-    bytes_needed = tiles.shared_bytes(q.shape[-1], dv, keys=True, one_pass=True)
-    return tiles.tile == 16 * tiles.warps and bytes_needed <= most_shared_bytes(q.device)
-
-
-def most_shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block may have."""
-    found = torch.cuda.get_device_properties(device)
-    return found.shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def launch_pass(
     own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor],
-    out: tuple[Tensor, Tensor | None, Tensor | None], per_query: Tensor, layout: Tensor | None,
+    out: tuple[Tensor, Tensor | None], per_query: Tensor, layout: Tensor | None,
     shift: int, scale: float, *, keys: bool,
 ) -> None:  # fmt: skip
     """Queues the kernel for blocks that own keys, or queries; see flash_backward.cu."""
     (batch, heads, length, d), dv = own[0].shape, own[1].shape[-1]
-    sparse, one_pass = layout is not None, out[2] is not None
+    sparse = layout is not None
     tiles = tiles_for(d, keys=keys, sparse=sparse)
     blocks = math.ceil(length / (tiles.warps * tiles.rows))
     lengths = (length, other[0].shape[2], per_query.shape[-1])
@@ -167,9 +141,9 @@ def launch_pass(
     by_batch, by_head, by_row, _ = zip(*map(steps, own + other), strict=True)
     build.launch(
         "flash_backward.cu",
-        tiles.name(own[0].dtype, d, dv, keys=keys, sparse=sparse, one_pass=one_pass),
+        tiles.name(own[0].dtype, d, dv, keys=keys, sparse=sparse),
         (blocks, heads, batch), 32 * tiles.warps,
-        tiles.shared_bytes(d, dv, keys=keys, one_pass=one_pass), own[0].device,
+        tiles.shared_bytes(d, dv, keys=keys), own[0].device,
         *own, *other, per_query, layout, *out,
         *map(np.int32, (*lengths, shift, *words, *by_row)),
         *map(np.int64, (*by_head, *by_batch)), np.float32(scale),
