@@ -108,6 +108,16 @@ def test_a_steered_stream_can_be_repeated():
         assert drawn().equal(first)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_on_a_device_that_is_not_the_current_one():
+    gpt, _ = made("plain")
+    wanted = Sampler(gpt, 1, seed=0).draw(20).cpu()
+    gpt.to("cuda:1")
+    for _ in range(2):
+        assert Sampler(gpt, 1, seed=0).draw(20).cpu().equal(wanted)
+        assert torch.cuda.current_device() == 0
+
+
 def test_a_clip_allocates_nothing():
     gpt, _ = made("plain")
     sampler = Sampler(gpt, 1, seed=0)

@@ -128,5 +128,8 @@ def test_what_it_can_decode(monkeypatch):
     odd = replace(PLAIN, width=30, heads=1)
     assert not can_decode(GPT(odd))
     assert not can_decode(GPT(replace(PLAIN, codes=20000)))
+    frames = replace(PLAIN, width=96, heads=1, **KINDS["frames"])
+    assert can_decode(GPT(frames))
+    assert not can_decode(GPT(replace(frames, cond_width=64)))  # values of 240 numbers
     monkeypatch.setattr(graph_decoder, "own_kernel", lambda *_: False)
     assert not can_decode(made("plain")[0])

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from tinyvgpt import kernels
 from tinyvgpt.attention import LayerCache, own_kernel
-from tinyvgpt.conditioning import Condition, LayerNorm
+from tinyvgpt.conditioning import Condition, LayerNorm, memory_width
 from tinyvgpt.gpt import GPT, Block
+from tinyvgpt.kernels.decode import MOST_DIM
 from tinyvgpt.kernels.step import ADD, GELU, MOST_CODES, NARROW, WIDE, Norm, draw, product
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def can_decode(gpt: GPT) -> bool:
     """Whether a GPT's steps are to be computed by the kernels, where it is."""
     config = gpt.config
     widths = (config.width, int(config.mlp_ratio * config.width))
-    fits = all(width % 8 == 0 for width in widths) and config.codes <= MOST_CODES
+    values = memory_width(config.cond_width) // config.heads if config.cond_frames else 0
+    fits = all(width % 8 == 0 for width in widths) and values <= MOST_DIM
+    fits = fits and config.codes <= MOST_CODES
     return fits and own_kernel("decode", gpt.codes, DTYPE, config.width // config.heads)
 
 
@@ -228,12 +231,13 @@ class GraphDecoder:
         assert self.position == position
         self.position += count
         done: deque[tuple[int, torch.cuda.Event]] = deque()
-        while count:
-            steps = self.take(count)
-            count -= steps
-            if progress is not None:
-                done.append((steps, torch.cuda.Event()))
-                done[-1][1].record()
+        with torch.cuda.device(self.tokens.device):  # whose streams, graphs and events are taken
+            while count:
+                steps = self.take(count)
+                count -= steps
+                if progress is not None:
+                    done.append((steps, torch.cuda.Event()))
+                    done[-1][1].record()
         for steps, event in done:
             event.synchronize()
             progress.update(steps)  # type: ignore[union-attr]

@@ -100,9 +100,10 @@ def kernel(file: str, name: str, shared_bytes: int, cluster: int, device: int) -
     from cuda.bindings import driver
     from cuda.core import Device, ObjectCode
 
-    Device(device).set_current()
     mangled, cubin = kept(source(file), name, architecture(torch.device("cuda", device)))
-    found = ObjectCode.from_cubin(cubin).get_kernel(mangled)
+    with torch.cuda.device(device):
+        Device(device).set_current()
+        found = ObjectCode.from_cubin(cubin).get_kernel(mangled)
     kinds = driver.CUfunction_attribute
     wanted = {
         kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shared_bytes,

@@ -24,6 +24,7 @@ from tinyvgpt.kernels.layout import BLOCK, BlockLayout
 from tinyvgpt.kernels.tensors import TYPES, in_chunks
 
 COUNTERS = 1 << 18  # 1 MB of them a device
+MOST_DIM = 160  # numbers of a key or value
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ def check_for_kernel(rows: list[Tensor], k_cache: Tensor, v_cache: Tensor) -> No
     dv = v_cache.shape[-1]
     if k_cache.dtype not in TYPES:
         raise TypeError(f"the kernel takes bfloat16 and float16, not {k_cache.dtype}")
-    if d % 8 or dv % 8 or max(d, dv) > 160:
-        raise ValueError(f"head dims must be multiples of 8 up to 160, not {d} and {dv}")
+    if d % 8 or dv % 8 or max(d, dv) > MOST_DIM:
+        raise ValueError(f"head dims must be multiples of 8 up to {MOST_DIM}, not {d} and {dv}")
     if batch * heads > 1 << 16:
         raise ValueError(f"{batch} sequences of {heads} heads are more than 65536 (sequence, head)")
     for x in (*rows, k_cache, v_cache):
