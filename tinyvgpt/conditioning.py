@@ -1,6 +1,6 @@
 """What a clip can be conditioned on: a class label, its first frames, actions.
 
-Chapter 11 builds this file. Labels and frames follow VideoGPT (§3.3 and the released code); actions
+Chapter 11 builds this file. Labels and frames follow VideoGPT (§3.2 and the released code); actions
 are described in the paper and were never released.
 
 Shapes: B batch · C channels · n given frames · T H W frames and pixels · t latent frames ·

@@ -10,10 +10,12 @@ WRONG = {
         r"the sum differs from the marks in channels \[0, 1, ",
     ),
     "check_fold": (
-        "lambda norm, linear: (lambda merged: (merged.weight.data.mul_(norm.gain), merged)[1])(\n"
-        "    __import__('copy').deepcopy(linear)\n"
-        ")",
-        "the bias is not folded in right: outputs are off by",
+        "lambda norm, linear: (\n"
+        "    merged := __import__('copy').deepcopy(linear),\n"
+        "    merged.weight.data.mul_(norm.gain),\n"
+        "    merged.bias.data.add_(merged.weight @ norm.bias),\n"
+        ")[0]",
+        "the gain or the bias is not folded in right: outputs are off by",
     ),
     "check_codebook_head": (
         "lambda width, codes: nn.Sequential(\n"

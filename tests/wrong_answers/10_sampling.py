@@ -14,8 +14,10 @@ WRONG = {
         "temperature 1.0: token 0 wins .* of the races, its probability is 0.600",
     ),
     "check_ranking": (
-        "lambda logits, tokens: logits.amax(-1).sum(-1).argsort(descending=True)",
-        r"come out in the order \[1, .*; what counts is the probability of the tokens",
+        "lambda logits, tokens: (\n"
+        "    logits.gather(-1, tokens[..., None]).sum((1, 2)).argsort(descending=True)\n"
+        ")",
+        r"come out in the order \[1, .* logits are only as good as log-probabilities",
     ),
     "check_window": (
         "lambda q, k, v, window: attend(q, k[:, :, -window:], v[:, :, -window:])",
