@@ -20,8 +20,7 @@ Shapes: n clips.
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,7 +30,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from recipe import run
+from recipe import finished, run
 from torch import Tensor
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, evaluate, open_dataset, video
@@ -93,7 +92,6 @@ PANELS = (  # title, what is on the axis, a figure's name, the runs
     ),
 )
 AT_A_TIME = 64  # clips measured together
-FIGURES = "figures.json"  # of a run: there when it is finished
 
 
 @dataclass(frozen=True)
@@ -142,30 +140,6 @@ def smoke() -> Plan:
 
 
 # One run ------------------------------------------------------------------------------------------
-
-
-def finished(folder: Path, settings: dict[str, Any], work: Callable[[], dict]) -> dict[str, Any]:
-    """A run's figures: from its folder where they are, else those that `work` brings.
-
-    Raises:
-        ValueError: the folder's run had other settings.
-    """
-    settings, path = json.loads(json.dumps(settings)), folder / FIGURES
-    if path.exists():
-        found = json.loads(path.read_text())
-        changed = [name for name in settings if found["settings"].get(name) != settings[name]]
-        if changed:
-            raise ValueError(
-                f"{folder} has a run with another {', '.join(changed)}; give another --runs"
-            )
-        return found["figures"]
-    print(folder.name, flush=True)
-    figures = work()
-    text = json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n"
-    write_atomically({path: lambda file: file.write_text(text)})
-    for checkpoint in folder.glob("checkpoint-*.pt"):
-        checkpoint.unlink()
-    return figures
 
 
 def tokenizer_run(
