@@ -106,6 +106,24 @@ def test_sample_continues_a_file(model, tmp_path):
     assert (first - clips[0, :4].float()).abs().mean() < 2  # as given, but for the codec
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--given", 100], "given is 100 frames, must be from 1 to 7"),
+        (["--given", 8], "given is 8 frames, must be from 1 to 7"),
+        (["--given", 0], "given is 0 frames, must be from 1 to 7"),
+        (["--given", -4], "given is -4 frames, must be from 1 to 7"),
+        (["--length", 4], "given is 4 frames, must be from 1 to 3"),
+        (["--length", 12, "--given", 12], "given is 12 frames, must be from 1 to 8"),
+    ],
+)
+def test_given_frames_leave_some_to_draw(model, tmp_path, capsys, words, says):
+    options = ["--frames", "moving-mnist", "--out", tmp_path / "clips.mp4"]
+    assert run("sample", model, *options, *words) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "clips.mp4").exists()
+
+
 def test_sample_continues_clips_by_their_actions(tmp_path):
     size = {"channels": 3, "frames": 8, "resolution": 32, "downsample": (4, 8, 8)}
     vqvae = VQVAE(
@@ -208,6 +226,30 @@ def test_dry_run(name, tmp_path, capsys):
     assert f"{chosen.gpt.tokens:,} a clip" in printed
     assert f"{chosen.train_gpt.steps:,} steps" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_is_of_the_model_that_would_be_trained(model, tmp_path, capsys):
+    """Of a given tokenizer or model, not of the preset's."""
+    tokens = f"{VideoGPT.from_pretrained(model).gpt.config.tokens:,}"
+    options = ["--preset", "laptop", "--out", tmp_path / "run", "--dry-run"]
+    assert run("train-gpt", *options, "--vqvae", model, "--by-class") == 0
+    printed = capsys.readouterr().out
+    assert f"{tokens} a clip" in printed
+    assert run("train-gpt", *options, "--init", model) == 0
+    assert f"{tokens} a clip" in capsys.readouterr().out
+    assert run("train-vqvae", *options, "--init", model) == 0
+    assert f"{tokens} a clip" in capsys.readouterr().out
+    assert run("train-gpt", *options, "--vqvae", tmp_path / "nowhere") == 2
+    assert run("train-gpt", *options, "--init", model, "--by-class") == 2
+    assert "--by-class is for a new model" in capsys.readouterr().err
+
+
+def test_train_vqvae_takes_clips_of_the_shape_of_the_model_that_it_begins_with(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = ["--vqvae.frames", 8, "--vqvae.resolution", 32, "--vqvae.hidden", 16]
+    assert run("train-vqvae", "--out", first, *small, *TRAIN) == 0
+    assert run("train-vqvae", "--out", second, "--init", first, *TRAIN) == 0
+    assert VQVAE.from_pretrained(second).config.frames == 8
 
 
 def test_released_preset_has_the_original_s_parameters(capsys, tmp_path):

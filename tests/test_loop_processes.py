@@ -17,7 +17,10 @@ from tinyvgpt.train import train_gpt, train_vqvae
 # are too high for restarts and whose first values are given.
 STEPS = replace(QUICK, batch_size=8, lr=3e-4, keep=3, tensorboard=False)
 GPT_FIELDS = {"classes": 10, "dropout": 0.0, "attn_dropout": 0.0, "label_dropout": 0.0}
-SCENARIOS = ("vqvae", "gpt", "accumulated", "encoded", "tokens", "resumed vqvae", "resumed gpt")
+SCENARIOS = (
+    "vqvae", "gpt", "accumulated", "encoded", "tokens", "few validated",
+    "resumed vqvae", "resumed gpt",
+)  # fmt: skip
 
 
 def started_vqvae():
@@ -55,6 +58,8 @@ def started(scenario, root):
         config = replace(config, accumulate=2)
     elif scenario == "encoded":
         config = replace(config, encode_once=20)
+    elif scenario == "few validated":  # three clips, which leaves nothing for a second process
+        config = replace(config, validation_clips=3)
     elif scenario == "tokens":
         data = TokenFolder(str(root.parent / "token folder"))
     return train_gpt(model, data, config, out, validation=validation), model.gpt

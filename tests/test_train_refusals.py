@@ -68,6 +68,8 @@ def test_labels_in_another_order(tmp_path):
         ({"openings": 1.0}, "openings is 1.0, must be at least 0 and below 1"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": math.nan}, "lr is nan"),
+        ({"final_lr": math.nan}, "final_lr is nan"),
+        ({"final_lr": -1.0}, "final_lr is -1.0"),
         ({"precision": "float8"}, "float8"),
         ({"compile": "maybe"}, "compile is 'maybe', must be auto or on or off"),
         ({"non_finite": "ignore"}, "non_finite"),

@@ -139,10 +139,18 @@ def test_labels(digits):
 
 
 def test_names_of_many_digits():
-    model = build(("012", "111", "cat"), classes=3)
-    assert model.label_indices(["210", "120", 1, "cat"]).tolist() == [0, 0, 1, 2]
-    with pytest.raises(ValueError, match="no class named 'tac'"):
-        model.label_indices("tac")
+    model = build(("012", "111", "123"), classes=3)
+    assert model.label_indices(["210", "120", 1, "312"]).tolist() == [0, 0, 1, 2]
+    with pytest.raises(ValueError, match="no class named '221'"):
+        model.label_indices("221")
+
+
+@pytest.mark.parametrize("names", [("9", "12", "19"), ("19", "91", "12"), ("012", "cat", "111")])
+def test_names_that_are_numbers_have_one_spelling(names):
+    model = build(names, classes=3)
+    assert model.label_indices(list(names)).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="no class named '21'"):
+        model.label_indices("21")
 
 
 def test_actions(actor):

@@ -273,33 +273,28 @@ def memory_advice(config: TrainConfig) -> str:
     )
 
 
-def fixed_clips(
-    data: Dataset, count: int, batch_size: int, device: torch.device
-) -> Iterator[Batch]:
-    """The first `count` clips of a dataset, in batches."""
-    for start in range(0, min(count, len(data)), batch_size):
-        yield data.batch(range(start, min(start + batch_size, count, len(data))), device)
-
-
 def validate(
     stage: Stage, module: nn.Module, data: Dataset, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """Means of the metrics over the validation clips; each process takes batches."""
+    """Means of the metrics over the validation clips; each process takes batches.
+
+    One for which none is left takes the first, and counts none of its clips: so all have sums.
+    """
     sums: dict[str, Tensor] = {}
-    size = config.batch_size // distributed.world_size()
-    stream = fixed_clips(data, config.validation_clips, size, device)
+    processes = distributed.world_size()
+    size, count = config.batch_size // processes, min(config.validation_clips, len(data))
+    starts = range(0, count, size)[distributed.rank() :: processes]
     with torch.no_grad(), evaluating(module):
-        for number, batch in enumerate(stream):
-            if number % distributed.world_size() != distributed.rank():
-                continue
-            clips = len(next(iter(batch.values())))
+        for start in starts or (0,):
+            part = range(start, min(start + size, count))
             with config.autocast(device):
-                values = stage.loss(module, stage.prepare(batch))
-            for name, value in {**values, "clips": torch.ones((), device=device)}.items():
-                sums[name] = sums.get(name, 0) + value.float() * clips
+                values = stage.loss(module, stage.prepare(data.batch(part, device)))
+            counted = torch.tensor(len(part) if starts else 0, device=device)
+            for name, value in {**values, "clips": torch.ones_like(counted)}.items():
+                sums[name] = sums.get(name, 0) + value.float() * counted
     sums = distributed.sum_(sums)
-    counted = sums.pop("clips")
-    return {name: (total / counted).item() for name, total in sums.items()}
+    clips = sums.pop("clips")
+    return {name: (total / clips).item() for name, total in sums.items()}
 
 
 def save_preview(
@@ -318,7 +313,7 @@ def save_preview(
         warnings.warn("previews need PyAV (pip install av); going on without them", stacklevel=2)
         return
     with torch.no_grad(), evaluating(module):
-        clips = stage.preview(module, next(fixed_clips(data, PREVIEWED, PREVIEWED, device)))
+        clips = stage.preview(module, data.batch(range(min(PREVIEWED, len(data))), device))
     grid = video.grid(clips, columns=PREVIEWED)
     (out / "previews").mkdir(exist_ok=True)
     video.write(out / "previews" / f"{step:07d}.mp4", grid, fps=8)

@@ -63,7 +63,8 @@ class TrainConfig:
         for name in ("ema", "beta2", "openings"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
-        for name in ("lr", "clip_norm", "weight_decay", "warmup", "encode_once", "workers"):
+        least_0 = ("lr", "final_lr", "clip_norm", "weight_decay", "warmup")
+        for name in (*least_0, "encode_once", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be 0 or more")
         for name, known in CHOICES.items():

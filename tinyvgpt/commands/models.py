@@ -96,7 +96,12 @@ class Sample:
     def beginnings(self, model: VideoGPT, source: str) -> dict[str, torch.Tensor]:
         """How the clips begin, and what actions go on from there, as `VideoGPT.sample` takes it."""
         config = model.vqvae.config
-        count = self.given or model.gpt.config.cond_frames or config.frames // 2
+        count = self.given
+        if count is None:
+            count = model.gpt.config.cond_frames or config.frames // 2
+        most = min(config.frames, (self.length or config.frames) - 1)  # one is left to draw
+        if not 1 <= count <= most:
+            raise ValueError(f"given is {count} frames, must be from 1 to {most}")
         if Path(source).suffix.lower() in SUFFIXES:
             return {"frames": read_clip(Path(source), count, config, self.sample_fps)}
         check_count(self.n)

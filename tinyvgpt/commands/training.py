@@ -36,14 +36,14 @@ class TrainVQVAE(ClipOptions):
 
     def run(self) -> None:
         """Trains."""
-        if self.dry_run:
-            print(describe(self.vqvae, self.train))
-            return
         self.train.torch_device()  # refused before large data are opened
-        data = self.open_for(self.vqvae, self.data, "train")
         torch.manual_seed(self.train.seed)
         vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
-        validation = self.open_for(self.vqvae, self.data, "val")
+        if self.dry_run:
+            print(describe(vqvae.config, self.train))
+            return
+        data = self.open_for(vqvae.config, self.data, "train")
+        validation = self.open_for(vqvae.config, self.data, "val")
         train_vqvae(vqvae, data, self.train, self.out, validation=validation)
         print_once(f"tokenizer in {self.out}")
 
@@ -72,33 +72,36 @@ class TrainGPT(ClipOptions):
 
     def run(self) -> None:
         """Trains."""
-        if self.dry_run:
-            print(describe(self.gpt, self.train))
-            return
         self.train.torch_device()  # refused before large data are opened
         torch.manual_seed(self.train.seed)
+        if self.dry_run and not (self.init or self.vqvae):
+            print(describe(self.gpt, self.train))
+            return
         if bool(self.init) == bool(self.vqvae):
             raise ValueError("give --vqvae, a trained tokenizer, or --init, a trained model")
-        vqvae = VQVAE.from_pretrained(self.init or self.vqvae or "")
-        data = self.open_for(vqvae.config, self.data, "train")
-        if self.init:
-            model = VideoGPT.from_pretrained(self.init)
-        else:
-            model = self.new_model(vqvae, len(data.label_names or ()))
+        if self.init and self.by_class:
+            raise ValueError("--by-class is for a new model; one of --init has the classes it has")
+        model = VideoGPT.from_pretrained(self.init) if self.init else self.new_model()
+        if self.dry_run:
+            print(describe(model.gpt.config, self.train))
+            return
+        data = self.open_for(model.vqvae.config, self.data, "train")
         if model.label_names is None and model.gpt.config.classes:
             model = VideoGPT(model.vqvae, model.gpt, data.label_names)
         validation = self.open_for(model.vqvae.config, self.data, "val")
         train_gpt(model, data, self.train, self.out, validation=validation)
         print_once(f"model in {self.out}")
 
-    def new_model(self, vqvae: VQVAE, labels: int) -> VideoGPT:
-        """A fresh GPT over a tokenizer, for data with so many labels."""
+    def new_model(self) -> VideoGPT:
+        """A fresh GPT over the tokenizer."""
+        vqvae = VQVAE.from_pretrained(self.vqvae or "")
         of_tokenizer = GPTConfig.for_vqvae(vqvae.config)
         fields = {name: getattr(of_tokenizer, name) for name in TOKENIZER_FIELDS}
-        if self.by_class and not labels:
-            raise ValueError(f"--by-class: {self.data} has no classes")
         if self.by_class:
-            fields["classes"] = labels
+            data = self.open_for(vqvae.config, self.data, "train")
+            fields["classes"] = len(data.label_names or ())
+            if not fields["classes"]:
+                raise ValueError(f"--by-class: {self.data} has no classes")
         config = replace(self.gpt, **fields)
         return VideoGPT(vqvae, GPT(config, vqvae.codebook.codes))
 
