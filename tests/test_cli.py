@@ -109,6 +109,22 @@ def test_sample_continues_a_file(model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--out", "nowhere/clips.mp4"], "there is no folder nowhere"),
+        (["--out", "clips.avi"], "ends in '.avi'"),
+        (["--out", "clips.gif", "--fps", 60], "fps is 60, a GIF plays at most 50"),
+        (["--columns", 0], "columns is 0"),
+        (["--scale", 0], "scale is 0"),
+    ],
+)
+def test_sample_draws_nothing_that_it_could_not_write(model, monkeypatch, capsys, words, says):
+    monkeypatch.setattr(VideoGPT, "sample", None)
+    assert run("sample", model, *words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         (["--given", 100], "given is 100 frames, must be from 1 to 7"),
         (["--given", 8], "given is 8 frames, must be from 1 to 7"),
         (["--given", 0], "given is 0 frames, must be from 1 to 7"),
@@ -157,6 +173,15 @@ def test_look(tmp_path, capsys):
     assert "10,000 clips of 5 frames in val" in printed
     assert "classes: 00, 01" in printed
     assert video.read(out).shape == (5, 130 * 3, 130 * 3, 3)
+
+
+@pytest.mark.parametrize("command", ["look", "reconstruct"])
+def test_nothing_is_written_among_the_films(model, tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "films").mkdir()
+    monkeypatch.chdir(tmp_path / "films")
+    words = ["."] if command == "look" else [model, "--data", "."]
+    assert run(command, *words) == 2
+    assert "would be one of the videos of .; give another --out" in capsys.readouterr().err
 
 
 def test_own_videos_from_looking_to_reconstructing(model, tmp_path, capsys):

@@ -35,6 +35,14 @@ class TestSplitsAndClasses:
         assert names(VideoFolder(str(root), "val", **FILM)) == ["val/v.mp4"]
         assert len(names(VideoFolder(str(root), **FILM))) == 20
 
+    @pytest.mark.parametrize("kept", ["log.jsonl", "vqvae.safetensors"])
+    def test_previews_of_a_run_among_the_films_are_no_films(self, filled, kept):
+        root = filled("a.mp4", "b.mp4", "c.mp4", "runs/tokenizer/previews/0000500.mp4")
+        with pytest.raises(ValueError, match=r"in class folders .* and others in none"):
+            VideoFolder(str(root), **FILM)
+        (root / "runs" / "tokenizer" / kept).touch()
+        assert names(VideoFolder(str(root), **FILM)) == ["a.mp4", "b.mp4"]
+
     def test_a_broken_or_short_file_does_not_move_the_held_out_ones(self, filled, recwarn):
         root = filled(*(f"{number:02d}.mp4" for number in range(12)))
         long = VideoFolder(str(root), "val", frames=20, resolution=SIDE)

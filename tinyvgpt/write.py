@@ -132,11 +132,9 @@ def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1, crf: i
         OSError: the disk is full or the folder missing; an older file stays as it was.
         ImportError: PyAV is not installed.
     """
-    import_av()
     path = Path(path)
+    check_target(path, fps, scale)
     kind = path.suffix.lower()
-    if kind not in _CODECS:
-        raise ValueError(f"{path} ends in {path.suffix!r}, one of {', '.join(_CODECS)} is needed")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf is {crf}, it must be 0 to 51")
     frames, rate = rgb(clip, scale), frame_rate(fps)
@@ -144,6 +142,19 @@ def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1, crf: i
         save(path, lambda temporary: _encode_gif(temporary, frames, rate))
     else:
         save(path, lambda temporary: _encode_video(temporary, kind, frames, rate, crf))
+
+
+def check_target(path: Path, fps: float, scale: int) -> None:
+    """Raise what `write` would, for all that can be told before there is a clip."""
+    import_av()
+    if path.suffix.lower() not in _CODECS:
+        raise ValueError(f"{path} ends in {path.suffix!r}, one of {', '.join(_CODECS)} is needed")
+    rate = frame_rate(fps)
+    if path.suffix.lower() == ".gif":
+        check_gif_rate(rate)
+    check_scale(scale)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} was not written: there is no folder {path.parent}")
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -211,7 +222,6 @@ def _encode_video(path: Path, kind: str, frames: np.ndarray, rate: Fraction, crf
 
 def _encode_gif(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     """Encode uint8 (T, H, W, 3) with one palette, exact where it has at most 256 colours."""
-    check_gif_rate(rate)
     height, width = frames.shape[1:3]
     graph = import_av().filter.Graph()
     source = graph.add("buffer", f"video_size={width}x{height}:pix_fmt=rgb24:time_base={1 / rate}")

@@ -13,10 +13,11 @@ import torch
 
 from tinyvgpt import __version__, kernels, video
 from tinyvgpt.attention import FASTER, backends
-from tinyvgpt.commands.common import ClipOptions, Name, Positional, check_count
+from tinyvgpt.commands.common import ClipOptions, Name, Positional, check_count, check_outside
 from tinyvgpt.data import VideoFolder
 from tinyvgpt.presets import PRESETS
 from tinyvgpt.store import SHIPPED, read_config, resolve
+from tinyvgpt.write import check_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Look(ClipOptions):
     def run(self) -> None:
         """Counts, and writes the grid."""
         check_count(self.n)
+        check_target(self.out, self.fps, self.scale)
+        check_outside(self.out, self.data)
         data = self.open(self.data, self.split, self.frames, self.resolution)
         chosen = np.linspace(0, len(data) - 1, min(self.n, len(data))).astype(int)
         batch = data.batch(chosen)

@@ -47,10 +47,17 @@ def pick_device(name: str) -> str:
     return str(replace(TrainConfig(), device=name).torch_device())
 
 
-def check_count(n: int) -> None:
-    """Raises ValueError unless n clips make a grid."""
+def check_count(n: int, name: str = "n") -> None:
+    """Raises ValueError unless so many clips, or columns of them, make a grid."""
     if n < 1:
-        raise ValueError(f"n is {n}, it must be at least 1")
+        raise ValueError(f"{name} is {n}, it must be at least 1")
+
+
+def check_outside(out: Path, data: str) -> None:
+    """Raises ValueError for a file to be written into a folder of videos, of which it'd be one."""
+    folder = Path(data).resolve()
+    if folder.is_dir() and out.resolve().is_relative_to(folder):
+        raise ValueError(f"{out} would be one of the videos of {data}; give another --out")
 
 
 def read_clip(path: Path, count: int, config: VQVAEConfig, fps: float | None) -> torch.Tensor:

@@ -9,10 +9,19 @@ from pathlib import Path
 import torch
 
 from tinyvgpt import VQVAE, VideoGPT, video
-from tinyvgpt.commands.common import ClipOptions, File, Name, check_count, pick_device, read_clip
+from tinyvgpt.commands.common import (
+    ClipOptions,
+    File,
+    Name,
+    check_count,
+    check_outside,
+    pick_device,
+    read_clip,
+)
 from tinyvgpt.data import TokenFolder
 from tinyvgpt.data.video_files import SUFFIXES
 from tinyvgpt.encode import check_data, encode_folder
+from tinyvgpt.write import check_target
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Sample:
 
     def run(self) -> None:
         """Samples and writes."""
+        check_target(self.out, self.fps, self.scale)  # before the work is done
+        check_count(1 if self.columns is None else self.columns, "columns")
         model = VideoGPT.from_pretrained(self.model).to(pick_device(self.device))
         begun = {} if self.frames is None else self.beginnings(model, self.frames)
         if model.gpt.config.action_dim and "actions" not in begun:
@@ -141,6 +152,8 @@ class Reconstruct(ClipOptions):
     def run(self) -> None:
         """Reconstructs, writes, and prints how close it is."""
         check_count(self.n)
+        check_target(self.out, self.fps, self.scale)
+        check_outside(self.out, self.data)
         vqvae = VQVAE.from_pretrained(self.model)
         config, path = vqvae.config, Path(self.data)
         if path.is_file() and path.suffix.lower() in SUFFIXES:

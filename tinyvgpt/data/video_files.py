@@ -3,7 +3,8 @@
 A folder with train/, val/ or test/ holds splits, and what else is in it is left alone. Any other
 folder is a training split itself. Where a split holds videos in sub-folders, the first sub-folder
 on a video's path is its class; deeper ones are only places. Names that begin with a dot are
-ignored. Chapter 02 describes it.
+ignored, and so are sub-folders that hold a model or the log of a run, whose previews are no data.
+Chapter 02 describes it.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from tinyvgpt.data.windows import SPLITS
 
 SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")  # in any case
+OF_A_RUN = {"log.jsonl", "vqvae.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def _classes(folder: Path, names: list[str], depth: int) -> tuple[str, ...] | No
 
 
 def _videos_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
-    """Videos in a folder and its sub-folders, as paths from it; a link back up is not followed."""
+    """Videos in a folder and its sub-folders, but runs, as paths from it; links up are left out."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return []
     found = []
-    for entry in _entries(folder):
+    entries = _entries(folder)
+    if above and not OF_A_RUN.isdisjoint(entry.name for entry in entries):
+        return []
+    for entry in entries:
         if entry.is_dir():
             below = _videos_below(Path(entry.path), (*above, here))
             found += [f"{entry.name}/{name}" for name in below]
