@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from recipe import run
 from torch import Tensor
 
 from tinyvgpt import VideoGPT, open_dataset, video
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from recipe import run
 
 from tinyvgpt import counter
 from tinyvgpt.data import mnist
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

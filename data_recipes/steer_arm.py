@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from recipe import run
 from torch import Tensor
 
 from tinyvgpt import VideoGPT, open_dataset
@@ -111,4 +112,4 @@ def mean(ways: Tensor, others: Tensor, of: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -291,6 +291,30 @@ def test_convert(tmp_path, capsys):
     assert isinstance(VideoGPT.from_pretrained(tmp_path / "new"), VideoGPT)
 
 
+def test_ctrl_c_is_one_line(model, monkeypatch, capsys):
+    def interrupted(self, *words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoGPT, "sample", interrupted)
+    assert run("sample", model) == 130
+    assert capsys.readouterr().err == "tinyvgpt: interrupted\n"
+
+
+@pytest.mark.parametrize("tokens", [-5, 0, 4097])
+def test_bench_of_tokens_that_a_clip_doesn_t_have(capsys, tokens):
+    assert run("bench", "sampling", "--tokens", tokens, "--device", "cpu") == 2
+    assert f"tokens is {tokens}, must be from 1 to 4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["steer_arm", "measure_drift"])
+def test_a_recipe_of_no_model_is_one_line(name, tmp_path):
+    script = Path(__file__).parents[1] / "data_recipes" / f"{name}.py"
+    words = ["nosuch"] + (["--out", tmp_path / "a.png"] if name == "steer_arm" else [])
+    ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_bench(tmp_path, capsys):
     assert run("bench", "sampling", "--tokens", 2, "--device", "cpu", "--out", tmp_path) == 0
     (path,) = tmp_path.glob("sampling-cpu*.json")

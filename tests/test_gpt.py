@@ -331,6 +331,8 @@ def test_configuration_for_a_tokenizer():
             "action_std is (1, 1), must be () or 3 (action_dim)",
         ),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio is inf"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio is nan"),
     ],
 )
 def test_settings_that_cannot_be_built(fields, message):

@@ -66,11 +66,19 @@ def test_other_clips_in_their_place(tmp_path, monkeypatch):
         RobotPush("test").colours([0])  # an older file
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no zip", "other arrays"])
+@pytest.mark.parametrize("content", [None, b"", b"no zip", "other arrays", "array", "damaged"])
 def test_a_file_that_is_no_such_file(content, tmp_path, monkeypatch):
     path = tmp_path / "clips.npz"
     if content == "other arrays":
         np.savez(path, train_action=np.zeros(3))
+    elif content == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif content == "damaged":
+        damaged = bytearray(robot_push.FILE.read_bytes())
+        start = damaged.index(b"test_change.npy") + 20
+        damaged[start : start + 40] = bytes(40)
+        path.write_bytes(damaged)
     elif content is not None:
         path.write_bytes(content)
     monkeypatch.setenv("TINYVGPT_ROBOT_PUSH", str(path))

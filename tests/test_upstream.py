@@ -166,6 +166,30 @@ def test_tensors_that_do_not_fit(case, tmp_path, case_name, tensor):
     assert "extra." + tensor in message
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("n_hiddens", 2_000_000, "of another shape"),
+        ("n_codes", 10**15, "of another shape"),
+        ("n_codes", 2**70, "can't be built of its settings: "),
+        ("n_res_layers", 10**9, "has 1000000000 blocks by its settings, and "),
+    ],
+)
+def test_no_memory_is_taken_for_sizes_that_only_settings_claim(
+    case, tmp_path, monkeypatch, setting, value, says
+):
+    c = case(VQVAES[0])
+
+    def only_without_values(self, config):
+        assert torch.empty(0).device.type == "meta"
+        return make(self, config)
+
+    make = upstream.VQVAE.__init__
+    monkeypatch.setattr(upstream.VQVAE, "__init__", only_without_values)
+    path = write(tmp_path / "a.ckpt", {**c.args, setting: value}, c.state)
+    assert says in refusal(path)
+
+
 @pytest.mark.parametrize("case_name", ["vqvae_444", "gpt_class"])
 def test_settings_that_do_not_fit(case, tmp_path, case_name):
     c = case(case_name)

@@ -316,6 +316,9 @@ def test_damaged_folders(tmp_path, digits):
     assert "7 heads" in damaged("config.json", lambda c: c["gpt"].update(heads=7))
     assert "can't be built" in damaged("config.json", lambda c: c["gpt"].update(width="24"))
     assert "not a dict" in damaged("config.json", lambda c: c.update(gpt=[1]))
+    for stage, name, value in (("gpt", "codes", 10**15), ("vqvae", "hidden", 16.0)):
+        change = damaged("config.json", lambda c, of=stage, n=name, v=value: c[of].update({n: v}))
+        assert "config.json: no model can be built of these settings: " in change
     assert "label_names" in damaged("config.json", lambda c: c.update(label_names=5))
     assert "2 label names" in damaged("config.json", lambda c: c.update(label_names=["a", "b"]))
     assert "another shape" in damaged("config.json", lambda c: c["gpt"].update(width=12))

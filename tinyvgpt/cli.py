@@ -1,6 +1,6 @@
 """The command line: finds the command, fills its dataclass with the options, runs it.
 
-A user's mistake ends with exit code 2 and one line that says what it was.
+A user's mistake ends with exit code 2 and one line that says what it was, Ctrl-C with 130 and one.
 
 Shapes: none of its own.
 """
@@ -20,6 +20,8 @@ from tinyvgpt.commands import COMMANDS, Command
 from tinyvgpt.commands.training import TrainGPT, TrainVQVAE
 from tinyvgpt.presets import preset
 from tinyvgpt.signals import EXIT_STOPPED, Stopped
+
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
 
 
 def with_preset(command: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         sys.stderr.write(one_line(stopped))
         return EXIT_STOPPED
+    except KeyboardInterrupt:
+        sys.stderr.write(one_line("interrupted"))
+        return EXIT_INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(one_line(error))
         return 2

@@ -85,8 +85,8 @@ class GPTConfig:
         for name in ("dropout", "attn_dropout", "label_dropout", "frame_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
-        if int(self.mlp_ratio * self.width) < 1:
-            raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive")
+        if not 1 <= self.mlp_ratio * self.width < math.inf:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive and finite")
         std = self.action_std
         if std and (len(std) != self.action_dim or min(std) <= 0):
             raise ValueError(

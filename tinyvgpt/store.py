@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 VERSION = 1  # of the layout of config.json
 C = TypeVar("C")  # a configuration, a dataclass
+M = TypeVar("M", bound=nn.Module)
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -172,6 +173,15 @@ def build_config(cls: type[C], values: dict, where: str) -> C:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} can't be built: {error}") from None
+
+
+def built(make: Callable[[], M], where: str) -> M:
+    """Makes a module of a file's settings; ValueError if there can be none of that size."""
+    try:
+        return make()
+    except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).splitlines()[:1])
+        raise ValueError(f"{where}: no model can be built of these settings: {reason}") from None
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

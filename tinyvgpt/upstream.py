@@ -8,11 +8,12 @@ Shapes: as in `vqvae` and `gpt`; axial projections of the three axes and q, k, v
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyvgpt.conditioning import BLOCKS
@@ -125,8 +126,10 @@ def vqvae_from(args: Args, state_dict: State) -> VQVAE:
         codes=_get(args, "n_codes", int),
         code_dim=_get(args, "embedding_dim", int),
     )
+    where = "the original's VQ-VAE"
+    check_size(lambda: _vqvae_targets(VQVAE(config)), state_dict, config.res_blocks, where)
     vqvae = VQVAE(config)
-    _fill(_vqvae_targets(vqvae), state_dict, "the original's VQ-VAE")
+    _fill(_vqvae_targets(vqvae), state_dict)
     return vqvae.eval()
 
 
@@ -153,11 +156,13 @@ def gpt_from(args: Args, vqvae_args: Args, state_dict: State) -> VideoGPT:
         classes=_get(args, "class_cond_dim", int) if args.get("class_cond") else 0,
         cond_frames=_get(args, "n_cond_frames", int),
     )
-    gpt = GPT(config, vqvae.codebook.codes)
     # Causal masks, which the original stored too, are left out.
     ours = (name for name in state_dict if not name.startswith(prefix))
     names = [name for name in ours if not name.endswith(".attn.attn.mask")]
-    _fill(_gpt_targets(gpt), {name: state_dict[name] for name in names}, "the original's GPT")
+    state, where = {name: state_dict[name] for name in names}, "the original's GPT"
+    check_size(lambda: _gpt_targets(GPT(config)), state, config.layers, where)
+    gpt = GPT(config, vqvae.codebook.codes)
+    _fill(_gpt_targets(gpt), state)
     return VideoGPT(vqvae, gpt).eval()
 
 
@@ -204,13 +209,24 @@ GPT_NAMES = {
 }
 
 
-def _fill(targets: State, state: State, where: str) -> None:
-    """Writes the original's tensors into the views of our tensors that have their names.
+def check_size(targets: Callable[[], State], state: State, blocks: int, where: str) -> None:
+    """Raises ValueError unless a model has the tensors that `state` has, before it takes memory.
 
-    Raises:
-        ValueError: if tensors are missing, extra or misshapen.
+    `targets` makes the model; here it does so without values.
     """
-    check_fits(targets, state, where)
+    if blocks > len(state):
+        raise ValueError(f"{where} has {blocks} blocks by its settings, and {len(state)} tensors")
+    try:
+        with torch.device("meta"):
+            expected = targets()
+    except (TypeError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where} can't be built of its settings: {reason}") from None
+    check_fits(expected, state, where)
+
+
+def _fill(targets: State, state: State) -> None:
+    """Writes the original's tensors into the views of our tensors that have their names."""
     for target in targets.values():
         target.zero_()
     for name, target in targets.items():  # added, as a bias of ours may be the sum of three

@@ -23,7 +23,15 @@ from tinyvgpt import rollout, video
 from tinyvgpt.gpt import GPT, GPTConfig
 from tinyvgpt.memory import memory_explained
 from tinyvgpt.sampling import SamplingRule
-from tinyvgpt.store import build_config, load_weights, read_config, resolve, save_folder, weights_of
+from tinyvgpt.store import (
+    build_config,
+    built,
+    load_weights,
+    read_config,
+    resolve,
+    save_folder,
+    weights_of,
+)
 from tinyvgpt.vqvae import VQVAE
 
 
@@ -250,7 +258,9 @@ class VideoGPT(nn.Module):
         if "gpt" not in config:
             raise ValueError(f"{folder} holds a VQ-VAE only: load it with VQVAE.from_pretrained")
         vqvae = VQVAE.from_pretrained(folder)
-        gpt = GPT(build_config(GPTConfig, config["gpt"], f"{folder}/config.json"))
+        where = f"{folder}/config.json"
+        settings = build_config(GPTConfig, config["gpt"], where)
+        gpt = built(lambda: GPT(settings), where)
         load_weights(folder / "gpt.safetensors", gpt)
         names = config.get("label_names")
         if names is not None and not isinstance(names, list):

@@ -22,7 +22,15 @@ from tinyvgpt.attention import AxialAttention, check_heads
 from tinyvgpt.batch_norm import BatchNorm3d
 from tinyvgpt.codebook import Codebook
 from tinyvgpt.convolution import SameConv3d, SameConvTranspose3d, Triple
-from tinyvgpt.store import build_config, load_weights, read_config, resolve, save_folder, weights_of
+from tinyvgpt.store import (
+    build_config,
+    built,
+    load_weights,
+    read_config,
+    resolve,
+    save_folder,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -292,7 +300,9 @@ class VQVAE(nn.Module):
         config = read_config(folder)
         if "vqvae" not in config:
             raise ValueError(f"{folder} holds no VQ-VAE")
-        vqvae = cls(build_config(VQVAEConfig, config["vqvae"], f"{folder}/config.json"))
+        where = f"{folder}/config.json"
+        settings = build_config(VQVAEConfig, config["vqvae"], where)
+        vqvae = built(lambda: cls(settings), where)
         load_weights(folder / "vqvae.safetensors", vqvae)
         return vqvae.eval()
 

@@ -15,7 +15,7 @@ from tinyvgpt.bench.data import loading
 from tinyvgpt.bench.gpu_sampling import sampling_on_gpu
 from tinyvgpt.bench.kernels import kernels
 from tinyvgpt.bench.learning import learning
-from tinyvgpt.bench.sampling import sampling
+from tinyvgpt.bench.sampling import RELEASED_BAIR, sampling
 from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import training
 from tinyvgpt.commands.common import Name, pick_device
@@ -73,6 +73,9 @@ class Bench:
         device, batch = pick_device(self.device), self.batch or 1
         if device == "cuda":
             return sampling_on_gpu(), ["--device", device]
+        most = RELEASED_BAIR.tokens
+        if self.tokens is not None and not 1 <= self.tokens <= most:
+            raise ValueError(f"tokens is {self.tokens}, must be from 1 to {most}")
         words = ["--batch", batch, "--device", device]
         words += ["--tokens", self.tokens] if self.tokens else []
         return sampling(batch=batch, tokens=self.tokens, device=device), words

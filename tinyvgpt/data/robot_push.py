@@ -18,9 +18,11 @@ Shapes: B clips · T frames · H = W = resolution · N videos · n = 5 objects a
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from lzma import LZMAError
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -36,6 +38,8 @@ from tinyvgpt.video import resize_crop
 
 FILE = Path(__file__).with_name("robot_push.npz")
 FILE_VARIABLE = "TINYVGPT_ROBOT_PUSH"  # environment variable: another such file
+# What NumPy and decompression say of a file that is damaged, or another one.
+UNREADABLE = (OSError, EOFError, TypeError, ValueError, KeyError, BadZipFile, zlib.error, LZMAError)
 FRAMES = 30  # of each video
 SIDE = 64  # pixels of a frame, each way
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")  # no two alike in a video
@@ -74,9 +78,9 @@ def _load(source: str, path: Path) -> Videos:
             packed = {name: file[f"{source}_{name}"] for name in still_camera.KEYS}
             numbers = {name: file[f"{source}_{name}"] for name in Videos._fields[1:4]}
             colours = file.get(f"{source}_colours")
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        videos = Videos(still_camera.unpack(packed), **numbers, colours=colours)
+    except UNREADABLE as error:
         raise ValueError(f"{path} has no robot clips of {source!r} that can be read") from error
-    videos = Videos(still_camera.unpack(packed), **numbers, colours=colours)
     for array in videos:
         if array is not None:
             array.flags.writeable = False
