@@ -38,7 +38,7 @@ from tinyvgpt.train import train_gpt, train_vqvae
 LENGTH, FPS = 20, 10  # frames of a film, and how many are a second
 SIDES = ("left", "right")
 BITS = ("bits_per_token", "val_bits_per_token")  # in a log
-AT_A_TIME = 64  # clips measured together
+MEASURED = 64  # clips of a split, at most
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def rounded(figures: dict[str, float]) -> dict[str, float]:
 
 def spread(clips: Films) -> np.ndarray:
     """Some clips to measure on, of films from the first to the last."""
-    count = min(AT_A_TIME, len(clips))
+    count = min(MEASURED, len(clips))
     return np.linspace(0, len(clips) - 1, count).astype(np.int64)
 
 
