@@ -1,7 +1,8 @@
 """Whole configurations, as functions: data, both stages, and how each is trained.
 
-`tinyvgpt train-vqvae --preset NAME --dry-run` prints what one amounts to. Sources: VideoGPT (Yan et
-al. 2021), appendix A, for `paper_…`; its released code for `released_…`; ours otherwise.
+`tinyvgpt train-vqvae --preset NAME --out RUN --dry-run` prints what one amounts to. Sources:
+VideoGPT (Yan et al. 2021), appendix A, for `paper_…`; its released code for `released_…`; ours
+otherwise.
 
 Shapes: latent grids are (t, h, w).
 """

@@ -128,8 +128,7 @@ class VideoGPT(nn.Module):
                 a length or overlap that it can't do; for more clips at a time than memory holds.
         """
         rule = SamplingRule(temperature, top_k, top_p, guidance)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        _check_batch_size(batch_size)
         if callable(actions):
             raise ValueError("actions must be numbers here; model.stream asks a function for them")
         length = self.vqvae.config.frames if length is None else length
@@ -210,8 +209,9 @@ class VideoGPT(nn.Module):
         """Encodes clips to tokens and decodes them again; uint8 (B, T, H, W, C) in and out.
 
         Raises:
-            ValueError: as `VQVAE.forward`.
+            ValueError: as `VQVAE.forward`, or for a batch_size below 1.
         """
+        _check_batch_size(batch_size)
         clips = torch.as_tensor(clips)
         with evaluating(self), torch.no_grad():
             parts = (video.to_model(part).to(self.device) for part in clips.split(batch_size))
@@ -369,6 +369,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in training.items():
             m.training = mode
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, must be at least 1")
 
 
 def _digits_in_order(names: Sequence[str]) -> bool:
