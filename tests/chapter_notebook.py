@@ -5,7 +5,7 @@
 An exercise's check refuses what is unsolved and what is wrong, and says why. A cell tagged
 raises-exception checks the stub that the reader is given: it must be told that it returns nothing
 yet. The solutions run with the other cells, and with them their checks. At the end of the notebook
-each check gets the wrong answer that wrong_answers/ has for it. Outputs are left empty, so it is
+each check gets the wrong answers that wrong_answers/ has for it. Outputs are left empty, so it is
 the cells' assertions that are tested.
 """
 
@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell
 
 WRONG_ANSWERS = Path(__file__).parent / "wrong_answers"
 UNSOLVED = "returns nothing yet"
+Answer = tuple[str, str]
 
 
 def refused(source: str, message: str) -> str:
@@ -30,12 +31,13 @@ def refused(source: str, message: str) -> str:
     )
 
 
-def notebook(chapter: Path, wrong: dict[str, tuple[str, str]]) -> NotebookNode:
+def notebook(chapter: Path, wrong: dict[str, Answer | list[Answer]]) -> NotebookNode:
     """The chapter's cells, and checks of its checks.
 
     Args:
         chapter: its source.
-        wrong: by a check's name a wrong answer, as Python, and the pattern of what it says to it.
+        wrong: by a check's name a wrong answer, as Python, and the pattern of what it says to it;
+            or several.
 
     Raises:
         ValueError: the stubs' checks are not those that have a wrong answer.
@@ -48,8 +50,9 @@ def notebook(chapter: Path, wrong: dict[str, tuple[str, str]]) -> NotebookNode:
             cell.source = refused(cell.source, UNSOLVED)
     if checked != wrong.keys():
         raise ValueError(f"{chapter}: {sorted(checked)} need wrong answers, not {sorted(wrong)}")
-    for check, (answer, message) in wrong.items():
-        made.cells.append(new_code_cell(refused(f"{check}(\n{answer}\n)", message)))
+    for check, answers in wrong.items():
+        for answer, message in answers if isinstance(answers, list) else [answers]:
+            made.cells.append(new_code_cell(refused(f"{check}(\n{answer}\n)", message)))
     return made
 
 

@@ -12,10 +12,19 @@ WRONG = {
         ")",
         "after 1 replays: the mean is 1, 0.5 is right",
     ),
-    "check_early": (
-        "lambda queue: [kernel[0] - queue[n - 1][1] for n, kernel in enumerate(queue)]",
-        r"product is soon: kernel 1 may read \['cache'\] early, yours says \['cache', 'n'\]",
-    ),
+    "check_early": [
+        (
+            "lambda queue: [kernel[0] - queue[n - 1][1] for n, kernel in enumerate(queue)]",
+            r"product is soon: kernel 1 may read \['cache'\] early, yours says \['cache', 'n'\]",
+        ),
+        (
+            "lambda queue: [\n"
+            "    r - queue[n - 1][1] - (queue[n - 2][1] if queue[n - 1][2] else set())\n"
+            "    for n, (r, w, s) in enumerate(queue)\n"
+            "]",
+            r"the first two are soon: kernel 2 may read \['w'\] early, yours says \['w', 'x'\]",
+        ),
+    ],
     "check_draft": (
         "lambda p, q, token, u, v: (\n"
         "    token if u * q[token] < p[token]\n"

@@ -9,10 +9,17 @@ WRONG = {
         "lambda folder: [p.name for p in sorted(folder.iterdir()) if not p.stat().st_size]",
         r"d\.mp4 is missing in your list",
     ),
-    "check_find_cuts": (
-        "lambda film: (\n"
-        "    (film[1:].float() - film[:-1].float()).abs().mean((1, 2, 3)) > 1\n"
-        ").nonzero()[:, 0] + 1",
-        "a film without a cut: yours are",
-    ),
+    "check_find_cuts": [
+        (
+            "lambda film: (\n"
+            "    (film[1:].float() - film[:-1].float()).abs().mean((1, 2, 3)) > 1\n"
+            ").nonzero()[:, 0] + 1",
+            "a film without a cut: yours are",
+        ),
+        (  # differences of uint8 begin again at 0
+            "lambda film: ((film[1:] - film[:-1]).abs().amax(-1) > 25)\n"
+            ".float().mean((1, 2)).gt(0.3).nonzero()[:, 0] + 1",
+            "one that gets darker: yours are",
+        ),
+    ],
 }
