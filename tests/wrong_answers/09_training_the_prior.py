@@ -3,7 +3,7 @@
 WRONG = {
     "check_perplexity": (
         "lambda p: (1 / p).mean()",
-        r"for \[0.5, 0.125\] yours is 5, 4 is right: the mean surprise is 2 bits",
+        r"for 2 tokens, \[0.5, 0.125\] …, yours is 5, 4 is right: the mean surprise is 2 bits",
     ),
     "check_joined": (
         "lambda rows, p: rows[0] * rows[1] * rows[2] / p**2",
@@ -21,11 +21,17 @@ WRONG = {
         ").requires_grad_(bool(layer.weight.data.copy_(gpt.token_in(gpt.codes)).numel()))",
         "no gradient reaches token_in: is this a copy of its weights",
     ),
-    "check_interval": (
-        "lambda guesses, tokens: (\n"
-        "    sum(sum(guess[:token]) for guess, token in zip(guesses, tokens)),\n"
-        "    math.prod(guess[token] for guess, token in zip(guesses, tokens)),\n"
-        ")",
-        r"\[1, 1\]: yours begins at 1/4, 15/64 is right",
-    ),
+    "check_interval": [
+        (
+            "lambda guesses, tokens: (\n"
+            "    sum(sum(guess[:token]) for guess, token in zip(guesses, tokens)),\n"
+            "    math.prod(guess[token] for guess, token in zip(guesses, tokens)),\n"
+            ")",
+            r"\[1, 1\]: yours begins at 1/4, 15/64 is right",
+        ),
+        (  # in floats
+            "lambda guesses, tokens: tuple(map(float, interval(guesses, tokens)))",
+            r"\[2, 1\]: its width is 0.166\d*, 1/6 is right",
+        ),
+    ],
 }
