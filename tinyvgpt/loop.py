@@ -287,8 +287,9 @@ def validate(
     with torch.no_grad(), evaluating(module):
         for start in starts or (0,):
             part = range(start, min(start + size, count))
+            batch = data.batch(part, device)
             with config.autocast(device):
-                values = stage.loss(module, stage.prepare(data.batch(part, device)))
+                values = stage.loss(module, stage.prepare(batch))
             counted = torch.tensor(len(part) if starts else 0, device=device)
             for name, value in {**values, "clips": torch.ones_like(counted)}.items():
                 sums[name] = sums.get(name, 0) + value.float() * counted
