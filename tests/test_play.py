@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, cli, open_dataset, terminal
-from tinyvgpt.driving import STEP, Drive
+from tinyvgpt.driving import KEYS, STEP, Drive
 
 termios = pytest.importorskip("termios")  # there is no terminal to play on elsewhere
 import fcntl  # noqa: E402
@@ -83,6 +83,14 @@ def test_steps_are_within_what_the_arm_does():
     """At most four centimetres a frame (data_recipes/push_policy.py)."""
     moves = Drive(VideoGPT.from_pretrained("robot-push")).moves
     assert all(0.02 < move.abs().max() < 0.04 for move in moves.values())
+
+
+def test_an_action_is_rounded_once():
+    """To the bits of chapter 17: on a GPU a last one can be enough for another token."""
+    model = VideoGPT.from_pretrained("robot-push")
+    moves, std = Drive(model).moves, model.gpt.config.action_std
+    for key, (number, sign) in KEYS.items():
+        assert moves[key][number] == torch.tensor(STEP * sign * std[number])
 
 
 def test_the_arm_goes_where_keys_say():
