@@ -12,11 +12,9 @@ extra `book`, and PyAV.
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import jupytext
 import torch
@@ -24,7 +22,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell
 
-from tinyvgpt.bench import device_name, record
+from tinyvgpt.bench import device_name, earlier, record
 from tinyvgpt.notebook import BUDGETS
 
 BOOK = Path(__file__).parent
@@ -37,7 +35,6 @@ print(_json.dumps({
     if _torch.cuda.is_available() else None,
 }))
 """
-SHARED = ("device", "budget", "torch", "python")  # by chapters of one record
 
 
 def chapters() -> list[Path]:
@@ -63,14 +60,6 @@ def measured(chapter: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 1), **peaks}
 
 
-def former(path: Path, about: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The chapters of an earlier record, if it is like this one."""
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found["chapters"] if all(found.get(name) == about[name] for name in SHARED) else {}
-
-
 def main() -> None:
     """Measures, prints and records."""
     parser = argparse.ArgumentParser(
@@ -86,8 +75,7 @@ def main() -> None:
     device = device_name("cuda" if cuda else "cpu")
     name = f"chapters-{device}".lower().replace(",", "").replace(" ", "-")
     about = {"device": device, "budget": budget}
-    shared = about | {"torch": torch.__version__, "python": platform.python_version()}
-    found = former(options.out / f"{name}.json", shared)
+    found = earlier(options.out / f"{name}.json", about).get("chapters", {})
     command, failed = f"python book/measure_chapters.py --budget {budget}", []
     for chapter in options.chapters or chapters():
         try:

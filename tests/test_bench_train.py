@@ -6,17 +6,21 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 from tinyvgpt import GPTConfig, VQVAEConfig, open_dataset
 from tinyvgpt.bench import kernel_steps
 from tinyvgpt.bench import learning as bench_learning
+from tinyvgpt.bench import profile as bench_profile
 from tinyvgpt.bench import train as bench_train
 from tinyvgpt.bench.kernel_steps import training_steps
 from tinyvgpt.bench.learning import averaged, learning, settings, window_means
+from tinyvgpt.bench.profile import PROFILED
 from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import (
     baseline,
@@ -29,6 +33,7 @@ from tinyvgpt.bench.train import (
     timed,
     training,
 )
+from tinyvgpt.commands.bench import Bench
 from tinyvgpt.settings import TrainConfig
 from tinyvgpt.train import vqvae_stage
 
@@ -71,6 +76,51 @@ def test_training(eager, monkeypatch):
     assert [job.func for job in jobs] == [time_gpt, time_vqvae, time_gpt, time_gpt, time_vqvae]
     assert [job.args[0].heads for job in jobs if job.func == time_gpt] == [2, 9, 4]
     assert [job.keywords["plain"] for job in jobs if job.func == time_gpt] == [True, True, False]
+
+
+def test_kinds_of_kernels(monkeypatch):
+    """Each kernel's time counts once: with what launches it, or, of the package's, with itself."""
+    host, gpu = DeviceType.CPU, DeviceType.CUDA
+    names = [
+        (host, "aten::cudnn_convolution", 3), (gpu, "sm90_xmma_fprop", 3),
+        (host, "aten::_flash_attention_forward", 2), (gpu, "void flash_fwd_kernel<>", 2),
+        (host, "tinyvgpt::axial_block", 0), (gpu, "void axial_forward<128, 4>(int)", 4),
+        (gpu, "void at::native::index_kernel", 1),
+    ]  # fmt: skip
+    events = [
+        SimpleNamespace(
+            device_type=where, key=key, self_device_time_total=1e3 * PROFILED * ms,
+            is_user_annotation=False,
+        )
+        for where, key, ms in names
+    ]  # fmt: skip
+    monkeypatch.setattr(bench_profile, "profiled", lambda step: events)
+    found = bench_profile.kinds_of_kernels(lambda: None)
+    assert found == {"convolutions": 3, "attention": 6, "codebook, loss and the rest": 1}
+
+
+def test_one_stage_is_added_to_the_record(monkeypatch, tmp_path):
+    """The other stage's figures stay, if they were measured alike."""
+    monkeypatch.setattr(bench_train, "in_fresh_process", lambda job: jobs.append(job) or len(jobs))
+    jobs = []
+
+    def recorded(stage):
+        Bench("train", stage=stage, device="cpu", out=tmp_path).run()
+        return json.loads(path.read_text())
+
+    name = f"train-cpu-{torch.get_num_threads()}-threads.json"
+    path = tmp_path / name
+    assert recorded(None)["vqvae"] == 3
+    old = json.loads(path.read_text()) | {"date": "2020-01-01"}
+    path.write_text(json.dumps(old))
+    new = recorded("vqvae")
+    assert new["date"] != old["date"]
+    assert new == old | {"vqvae": 4, "date": new["date"]}
+    assert recorded("gpt") == new | {"gpt, 9 heads": 5, "gpt, 4 heads": 6}
+    path.write_text(json.dumps(old | {"torch": "1.0"}))
+    assert "vqvae" not in recorded("gpt")
+    with pytest.raises(ValueError, match="no stage 'both'; there are gpt and vqvae"):
+        recorded("both")
 
 
 def test_each_stage_has_a_process_of_its_own():

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,17 +28,31 @@ def device_name(device: str) -> str:
 def record(result: dict, name: str, command: str, folder: Path) -> Path:
     """Writes a result as JSON with device, date, versions and command; returns the file."""
     path = folder / f"{name}.json"
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
+    about = {"date": datetime.date.today().isoformat(), "command": command, **versions()}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**about, **result}, indent=2) + "\n"
     write_atomically({path: lambda file: file.write_text(text, encoding="utf-8")})
     return path
+
+
+def versions() -> dict[str, str]:
+    """What a record is made with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def earlier(path: Path, about: dict[str, str]) -> dict[str, Any]:
+    """What was recorded before, to be added to: {} if with other versions or other than `about`."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = versions() | about
+    if any(found.get(name) != same[name] for name in same):
+        return {}
+    return {name: value for name, value in found.items() if name not in ("date", "command")}
 
 
 @contextmanager

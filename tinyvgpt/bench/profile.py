@@ -26,6 +26,8 @@ KINDS = {
     "other compiled elementwise kernels": ("triton_",),
     "optimizer": ("aten::_fused_adamw", "aten::_foreach"),
 }
+# The package's own kernels, by their names; what launches them isn't among the above.
+OWN = {"attention": ("axial_forward", "axial_backward", "flash_forward", "flash_backward")}
 
 
 def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
@@ -33,13 +35,16 @@ def kinds_of_kernels(step: Callable[[], object]) -> dict[str, float]:
     events = profiled(step)
     sums = dict.fromkeys(KINDS, 0.0)
     for event in events:
-        kind = next(
-            (k for k, names in KINDS.items() if any(n in str(event.key) for n in names)), None
-        )
-        if kind and event.device_type == DeviceType.CPU:  # what launches a kernel has its time too
+        if kind := kind_of(event):
             sums[kind] += event.self_device_time_total / 1e3 / PROFILED
     sums["codebook, loss and the rest"] = total(events) - sum(sums.values())
     return {kind: round(spent, 2) for kind, spent in sums.items() if spent}
+
+
+def kind_of(event: FunctionEventAvg) -> str | None:
+    """What an event's time belongs to; None if nothing fits, or if another event has it, too."""
+    kinds = KINDS if event.device_type == DeviceType.CPU else OWN  # what launches kernels, or they
+    return next((k for k, names in kinds.items() if any(n in str(event.key) for n in names)), None)
 
 
 def profiled(call: Callable[[], object]) -> list[FunctionEventAvg]:

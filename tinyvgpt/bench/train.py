@@ -45,6 +45,7 @@ def training(
     vqvae: VQVAEConfig = RELEASED,
     gpt: GPTConfig | None = None,
     *,
+    stage: str | None = None,
     device: str = "cuda",
     vqvae_batch: int = 16,
     gpt_batch: int = 8,
@@ -56,6 +57,7 @@ def training(
         vqvae: the tokenizer.
         gpt: the GPT; by default the released one with 9 heads, and again with its own 4, for which
             plain torch.compile is left out.
+        stage: "gpt" or "vqvae" to time one of them, by default both.
         device: "cuda" or "cpu".
         vqvae_batch: clips of a tokenizer's step.
         gpt_batch: clips of a GPT's step.
@@ -64,17 +66,23 @@ def training(
     Returns:
         For each stage and way milliseconds a step, clips or tokens a second, and peak memory (on
         CUDA); ratios; gradients' errors; where a tokenizer's step spends its time (on CUDA).
+
+    Raises:
+        ValueError: no such stage.
     """
+    if stage not in (None, "gpt", "vqvae"):
+        raise ValueError(f"no stage {stage!r}; there are gpt and vqvae")
     where = torch.device(device)
     heads = (9, 4) if gpt is None else (gpt.heads,)
     released = GPTConfig.for_vqvae(vqvae, width=576, layers=8) if gpt is None else gpt
     silent = replace(released, dropout=0.0, attn_dropout=0.0)
     result: dict[str, Any] = {}
-    for count in heads:
+    for count in heads if stage != "vqvae" else ():
         config, plain = replace(silent, heads=count), count == heads[0]
         job = partial(time_gpt, config, vqvae, where, gpt_batch, steps, plain=plain)
         result[f"gpt, {count} heads"] = in_fresh_process(job)
-    result["vqvae"] = in_fresh_process(partial(time_vqvae, vqvae, where, vqvae_batch, steps))
+    if stage != "gpt":
+        result["vqvae"] = in_fresh_process(partial(time_vqvae, vqvae, where, vqvae_batch, steps))
     return result
 
 

@@ -5,12 +5,13 @@ Shapes: none of its own.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyvgpt.bench import device_name, record
+from tinyvgpt.bench import device_name, earlier, record
 from tinyvgpt.bench.data import loading
 from tinyvgpt.bench.gpu_sampling import sampling_on_gpu
 from tinyvgpt.bench.kernels import kernels
@@ -38,6 +39,9 @@ class Bench:
     """Data: what train-vqvae takes; by default files made for the purpose."""
     workers: int = 2
     """Data: processes that load clips."""
+    stage: str | None = None
+    """Train: "gpt" or "vqvae" alone. What the record has of the other stays there, if device and
+    versions are the same."""
     device: str = "auto"
     """"cpu", "cuda" or "auto"; training at the released size takes a GPU."""
     out: Path = Path("book/results")
@@ -50,7 +54,7 @@ class Bench:
         timings: dict[str, Callable[[], tuple[dict[str, Any], list[Any]]]] = {
             "sampling": self.sampling,
             "data": self.loading,
-            "train": lambda: self.training(training),
+            "train": lambda: self.training(partial(training, stage=self.stage)),
             "scaling": lambda: self.training(scaling),
             "learning": lambda: self.training(learning),
             "kernels": self.kernels,
@@ -61,8 +65,10 @@ class Bench:
         result, words = timings[self.what]()
         command = " ".join(["tinyvgpt bench", self.what, *map(str, words)])
         name = device_name(device)
-        result = {"device": name, **result}
         file_name = f"{self.what}-{name}".lower().replace(",", "").replace(" ", "-")
+        if self.what == "train" and self.stage:
+            result = earlier(self.out / f"{file_name}.json", {"device": name}) | result
+        result = {"device": name, **result}
         path = record(result, file_name, command, self.out)
         for key, value in result.items():
             print(f"{key}: {value}")
