@@ -14,6 +14,7 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from tinyvgpt import GPTConfig, VQVAEConfig, open_dataset
+from tinyvgpt import settings as settings_module
 from tinyvgpt.bench import kernel_steps
 from tinyvgpt.bench import learning as bench_learning
 from tinyvgpt.bench import profile as bench_profile
@@ -48,6 +49,7 @@ CPU = torch.device("cpu")
 def eager(monkeypatch):
     """Compiling takes longer than all that is tested here."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(settings_module, "lacking", lambda device: None)
 
 
 def test_gpt(eager):

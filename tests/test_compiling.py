@@ -1,11 +1,66 @@
-"""What is kept out of compiled graphs, and that importing the package imports no compiler."""
+"""What compiling needs, what is kept out of its graphs, and that importing imports no compiler."""
 
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from tinyvgpt.compiling import uncompiled
+from tinyvgpt import compiling
+from tinyvgpt.compiling import lacking, uncompiled
+from tinyvgpt.settings import TrainConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Says what a machine has: programs, and Triton."""
+
+    def has(*programs, triton=True, platform="linux"):
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(compiling.sys, "platform", platform)
+        monkeypatch.setattr(compiling.shutil, "which", lambda name: name in programs or None)
+        monkeypatch.setattr(compiling, "find_spec", lambda name: object() if triton else None)
+
+    return has
+
+
+def test_what_compiling_lacks(machine, monkeypatch):
+    machine("g++")
+    assert lacking(CPU) is None
+    assert lacking(CUDA) == "there is no C compiler (gcc or clang)"
+    machine("clang")
+    assert lacking(CPU) == "there is no C++ compiler (g++)"
+    assert lacking(CUDA) is None
+    machine("gcc", triton=False)
+    assert lacking(CUDA) == "no Triton is installed"
+    machine(platform="win32")
+    assert lacking(CPU) == "there is no C++ compiler (cl)"
+    assert lacking(CUDA) is None
+    machine("gcc")
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert lacking(CUDA) == "there is no C compiler (/opt/cc)"
+
+
+def test_training_is_compiled_where_it_can_be(machine):
+    """By default not without a compiler; asked for, it says what is missing."""
+    long, short = TrainConfig(steps=2000), TrainConfig(steps=1999)
+    machine("gcc", "g++")
+    assert long.compiled(CUDA)
+    assert not short.compiled(CUDA)
+    assert not long.compiled(CPU)
+    asked = TrainConfig(compile="on")
+    assert asked.compiled(CPU)
+    machine()
+    with pytest.warns(UserWarning, match=r"training isn't compiled: there is no C compiler"):
+        assert not long.compiled(CUDA)
+    with pytest.raises(
+        ValueError, match=r"compile is on, but there is no C\+\+ compiler \(g\+\+\)"
+    ):
+        asked.compiled(CPU)
+    assert not TrainConfig(steps=2000, compile="off").compiled(CUDA)
 
 
 def test_runs_uncompiled_within_a_compiled_function():

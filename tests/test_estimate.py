@@ -6,7 +6,7 @@ from itertools import accumulate, cycle
 import pytest
 import torch
 
-from tinyvgpt import GPT, GPTConfig, VQVAEConfig, estimate
+from tinyvgpt import GPT, GPTConfig, VQVAEConfig, estimate, settings
 from tinyvgpt.cost import clip_work, forward_flops, step_flops
 from tinyvgpt.estimate import (
     describe,
@@ -133,6 +133,7 @@ def test_describe(monkeypatch):
 
 def test_describe_in_one_process(monkeypatch):
     monkeypatch.setattr(estimate, "product_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(settings, "lacking", lambda device: None)
     train = TrainConfig(batch_size=8, precision="bfloat16", compile="on")
     lines = describe(SMALL, train, CPU).splitlines()
     assert lines[4] == "on this CPU: bfloat16, compiled"

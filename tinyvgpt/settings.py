@@ -5,9 +5,12 @@ Shapes: none of its own.
 
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
+
+from tinyvgpt.compiling import lacking
 
 # Settings that may change between a run's parts: its weights don't depend on them, or, for the last
 # row, by no more than rounding, the batches that batch norms see, and which clips are openings.
@@ -114,6 +117,19 @@ class TrainConfig:
         return torch.autocast(device.type, dtype)
 
     def compiled(self, device: torch.device) -> bool:
-        """Whether losses are compiled: "auto" is on for runs on a GPU that are long enough."""
+        """Whether losses are compiled.
+
+        "auto" is on for runs on a GPU that are long enough, if what compiling needs is there; if
+        not, it warns.
+
+        Raises:
+            ValueError: compile is "on", and this machine can't.
+        """
         pays = device.type == "cuda" and self.steps >= COMPILING_PAYS
-        return self.compile == "on" or (self.compile == "auto" and pays)
+        if self.compile == "off" or (self.compile == "auto" and not pays):
+            return False
+        if missing := lacking(device):
+            if self.compile == "on":
+                raise ValueError(f"compile is on, but {missing}; use auto or off")
+            warnings.warn(f"training isn't compiled: {missing}", stacklevel=2)
+        return not missing
