@@ -105,7 +105,7 @@ class Codebook(nn.Module):
         return torch.cat([torch.addmm(norms, r, self.codes.T, alpha=-2).argmin(1) for r in rows])
 
     def _candidates(self, flat: Tensor) -> Tensor:
-        """K distinct, randomly chosen rows of `flat` (M, D); tiled, with some noise, if M < K."""
+        """K rows of `flat` (M, D), at random, none twice; tiled, with some noise, if M < K."""
         k, dim = self.codes.shape
         if len(flat) < k:
             flat = flat.repeat(-(-k // len(flat)), 1)

@@ -20,8 +20,16 @@ WRONG = {
         "lambda axial, x: x + axial(x)",
         "a position reaches 10 of 60: all were to be had",
     ),
-    "check_in_pieces": (
-        "lambda q, pieces: torch.stack([attend(q, k, v) for k, v in pieces]).mean(0)",
-        "pieces of 4: off by .* A piece counts for as much as the sum of its exponentials",
-    ),
+    "check_in_pieces": [
+        (
+            "lambda q, pieces: torch.stack([attend(q, k, v) for k, v in pieces]).mean(0)",
+            "pieces of 4: off by .* A piece counts for as much as the sum of its exponentials",
+        ),
+        (
+            "lambda q, pieces: attend(q, *(\n"
+            "    torch.cat(x, -2) for x in zip(*((k.clone(), v.clone()) for k, v in pieces))\n"
+            "))",
+            "pieces of 4: what you keep grows with every piece",
+        ),
+    ],
 }

@@ -5,14 +5,25 @@ WRONG = {
         "lambda shape, downsample, codes: codes / math.prod(downsample)",
         "the shipped model: 32 bits a pixel, 0.3125 is right; a choice out of 1024 takes 10 bits",
     ),
-    "check_step": (
-        "lambda model, optimizer, clips: (\n"
-        "    loss := losses(model, video.to_model(clips))['loss'],\n"
-        "    loss.backward(),\n"
-        "    optimizer.step(),\n"
-        ")",
-        "the second step goes .* times as far as the first: the first one's gradient",
-    ),
+    "check_step": [
+        (
+            "lambda model, optimizer, clips: (\n"
+            "    loss := losses(model, video.to_model(clips))['loss'],\n"
+            "    loss.backward(),\n"
+            "    optimizer.step(),\n"
+            ")",
+            "the second step misses what its own gradient asks for by .*: the first one's",
+        ),
+        (
+            "lambda model, optimizer, clips: (\n"
+            "    loss := losses(model, video.to_model(clips))['loss'],\n"
+            "    loss.backward(),\n"
+            "    clip_gradients(model, 1.0),\n"
+            "    optimizer.step(),\n"
+            ")",
+            "the second step misses what its own gradient asks for by .*: the first one's",
+        ),
+    ],
     "check_snapshot": (
         "lambda run: {\n"
         "    'step': run.step,\n"

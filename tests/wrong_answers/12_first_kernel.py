@@ -28,10 +28,20 @@ WRONG = {
         "range(max(first - window, 0) // keys, -(-(first + queries) // keys))",
         r"300 tokens, window 1, queries from 64 on: tiles \[1, 2, 3\], \[2, 3\] hold what",
     ),
-    "check_moments": (
-        "lambda tiles: (lambda s: (s[1] / s[0], s[2] / s[0] - (s[1] / s[0]) ** 2))(\n"
-        "    sum(np.array([len(x), x.sum(), (x * x).sum()], np.float32) for x in tiles)\n"
-        ")",
-        "mean about 3000: the variance is .* is right",
-    ),
+    "check_moments": [
+        (
+            f"lambda tiles: (lambda s: (s[1] / s[0], s[2] / s[0] - (s[1] / s[0]) ** 2))(\n"
+            f"    sum(np.array([len(x), *{sums}], np.{dtype}) for x in tiles)\n"
+            f")",
+            complaint,
+        )
+        for dtype, sums, complaint in (
+            ("float32", "(x.sum(), (x * x).sum())", "mean about 3000: the variance is .* is right"),
+            (
+                "float64",
+                "(x.sum(dtype=float), np.square(x, dtype=float).sum())",
+                "the mean is float64: carry float32",
+            ),
+        )
+    ],
 }

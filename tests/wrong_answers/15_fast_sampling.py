@@ -5,13 +5,30 @@ WRONG = {
         "lambda c: int(np.ceil(weights_of(c) / (2 * c.tokens * c.layers * c.width)))",
         "released: 1 clips, 2 are right; a query sees",
     ),
-    "check_repeat": (
-        "lambda s: (\n"
-        "    s['ring'].__setitem__(int(s['place']) % 4, s['x'][0]), s['place'].add_(1),\n"
-        "    s['mean'].copy_(s['ring'][: int(s['place'])].mean())\n"
-        ")",
-        "after 1 replays: the mean is 1, 0.5 is right",
-    ),
+    "check_repeat": [
+        (
+            "lambda s: (\n"
+            "    s['ring'].__setitem__(int(s['place']) % 4, s['x'][0]), s['place'].add_(1),\n"
+            "    s['mean'].copy_(s['ring'][: int(s['place'])].mean())\n"
+            ")",
+            "after 1 replays: the mean is 1, 0.5 is right",
+        ),
+        (
+            "lambda s: (\n"
+            "    s['ring'].index_copy_(0, s['place'] % 4, s['x']), s['place'].add_(1),\n"
+            "    s['mean'].copy_(s['ring'].sum() / s['place'].clamp(max=4))\n"
+            ")",
+            "after 0 replays: the mean is 300, 0 is right",
+        ),
+        (
+            "lambda s: (\n"
+            "    s['ring'].copy_(torch.cat([s['ring'][1:], s['x']])), s['place'].add_(1),\n"
+            "    s['mean'].copy_((s['ring'] * (torch.arange(4) >= 4 - s['place'])).sum()\n"
+            "                    / s['place'].clamp(max=4))\n"
+            ")",
+            r"after 0 replays: ring\[0\] isn't the newest",
+        ),
+    ],
     "check_early": [
         (
             "lambda queue: [kernel[0] - queue[n - 1][1] for n, kernel in enumerate(queue)]",

@@ -5,10 +5,18 @@ WRONG = {
         "lambda seconds, fps, frames, stride: sum(int(s * fps) // frames for s in seconds)",
         "is 1, 5 is right",
     ),
-    "check_find_broken": (
-        "lambda folder: [p.name for p in sorted(folder.iterdir()) if not p.stat().st_size]",
-        r"d\.mp4 is missing in your list",
-    ),
+    "check_find_broken": [
+        (
+            "lambda folder: [p.name for p in sorted(folder.iterdir()) if not p.stat().st_size]",
+            r"d\.mp4 is missing in your list",
+        ),
+        (
+            "lambda folder: [\n"
+            "    p.name for p in sorted(folder.iterdir()) if b'ftyp' not in p.read_bytes()[:12]\n"
+            "]",
+            r"f\.mp4 is missing in your list",
+        ),
+    ],
     "check_find_cuts": [
         (
             "lambda film: (\n"

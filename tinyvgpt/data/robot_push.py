@@ -1,7 +1,7 @@
 """Robot pushing: a small arm that pushes coloured objects about a tray, with its actions.
 
 BAIR's robot pushing (Ebert et al. 2017, "Self-supervised visual planning with temporal skip
-connections") is the dataset of VideoGPT's Table 1 and takes 30 GB; these are 256 training and 32
+connections") is the dataset of VideoGPT's Table 1 and takes 32 GB; these are 256 training and 32
 test clips of the same form, simulated by data_recipes/robot_push.py and shipped inside the package
 (CC0, see ROBOT-PUSH-LICENSE.md): 30 frames of 64 × 64 pixels from an oblique camera. Every tenth
 training clip is held out for validation. data_recipes/robot_push_subset.py packs more of them into
