@@ -114,9 +114,17 @@ def test_sample_continues_a_file(model, tmp_path):
         (["--out", "clips.gif", "--fps", 60], "fps is 60, a GIF plays at most 50"),
         (["--columns", 0], "columns is 0"),
         (["--scale", 0], "scale is 0"),
+        (["--scale", 500], "67000×67000 pixels are too many: .mp4 has 16384 a side at most"),
+        (["--fps", 1e12], "fps is 1000000000000.0, at most 1000"),
+        (["--frames", "films/a.mp4", "--out", "films/a.mp4"], "is what is read; give another"),
+        (["--frames", "films", "--out", "films/b.mp4"], "would be one of the videos of films"),
     ],
 )
-def test_sample_draws_nothing_that_it_could_not_write(model, monkeypatch, capsys, words, says):
+def test_sample_draws_nothing_that_it_could_not_write(
+    model, tmp_path, monkeypatch, capsys, words, says
+):
+    (tmp_path / "films").mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(VideoGPT, "sample", None)
     assert run("sample", model, *words) == 2
     assert says in capsys.readouterr().err
@@ -182,6 +190,22 @@ def test_nothing_is_written_among_the_films(model, tmp_path, monkeypatch, capsys
     words = ["."] if command == "look" else [model, "--data", "."]
     assert run(command, *words) == 2
     assert "would be one of the videos of .; give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["encode", "train-vqvae", "train-gpt"])
+def test_the_folder_of_the_data_is_no_folder_for_results(model, tmp_path, capsys, command):
+    words = [model] if command == "encode" else []
+    assert run(command, *words, "--data", tmp_path, "--out", tmp_path) == 2
+    assert f"{tmp_path} is the folder of the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "bench"])
+def test_measures_nothing_that_it_could_not_record(model, tmp_path, capsys, command):
+    (tmp_path / "file").touch()
+    words = ["data"] if command == "bench" else [model, "--data", "moving-mnist"]
+    out = tmp_path / "file" / ("x.json" if command == "evaluate" else "")
+    assert run(command, *words, "--out", out) == 2
+    assert f"the folder {tmp_path / 'file'} is a file" in capsys.readouterr().err
 
 
 def test_own_videos_from_looking_to_reconstructing(model, tmp_path, capsys):
@@ -264,6 +288,9 @@ def test_a_dry_run_is_of_the_model_that_would_be_trained(model, tmp_path, capsys
     assert f"{tokens} a clip" in capsys.readouterr().out
     assert run("train-vqvae", *options, "--init", model) == 0
     assert f"{tokens} a clip" in capsys.readouterr().out
+    assert run("train-vqvae", *options, "--vqvae.hidden", 20000) == 0  # 100 GB, if it were made
+    assert run("train-gpt", *options, "--vqvae", model, "--gpt.width", 240000) == 0
+    assert "a clip" in capsys.readouterr().out
     assert run("train-gpt", *options, "--vqvae", tmp_path / "nowhere") == 2
     assert run("train-gpt", *options, "--init", model, "--by-class") == 2
     assert "--by-class is for a new model" in capsys.readouterr().err
@@ -406,6 +433,8 @@ def test_info_on_a_gpu(monkeypatch, capsys):
         (["encode", "moving-mnist", "--data", "robot-push", "--out", "x", "--splits"], "is empty"),
         (["bench", "data", "--batch", "0"], "batch is 0, it must be at least 1"),
         (["bench", "coffee"], "no benchmark 'coffee'"),
+        (["train-vqvae", "--out", "x", "--train.seed", f"{10**20}"], "seed is 1000"),
+        (["evaluate", "moving-mnist", "--seed", f"{10**20}"], "seed is 1000"),
         (["convert", "README.md", "x"], "README.md"),
         (["sample", "moving-mnist", "--tempreture", "1"], "--temperature"),
         (["sample"], "required"),

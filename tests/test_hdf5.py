@@ -182,6 +182,17 @@ FRAMES = sum(LENGTHS["train"])
         (replace("train_data", np.zeros((FRAMES, 0, 8, 3), "u1")), "train", "frames of a pixel"),
         (labelled("label_names", [1, 2, 3]), "test", "label_names is int64 .*strings"),
         (labelled("val_labels", [b"a"]), "test", "val_labels is .S1"),
+        (labelled("label_names", [b"caf\xe9"] * 3), "test", "bad.h5: label_names are not UTF-8"),
+        (
+            broken(
+                lambda file: (
+                    file.update({"test_labels": np.array([0, 1])})
+                    or file.create_dataset("label_names", (3,), h5py.vlen_dtype("i4"))
+                )
+            ),
+            "test",
+            "label_names is object .*strings",
+        ),
         (lambda path: path.write_bytes(b"no HDF5 at all"), "train", "is not an HDF5 file"),
         (lambda path: path.write_bytes(b""), "train", "is not an HDF5 file"),
         (write, "training", "split is 'training'"),
@@ -193,6 +204,21 @@ def test_bad_files_are_named(tmp_path, make, split, message):
     with pytest.raises(ValueError, match=message) as caught:
         HDF5Clips(str(path), split, 4, SIDE)
     assert "\n" not in str(caught.value)
+
+
+def test_names_in_utf_8_bytes(tmp_path):
+    path = tmp_path / "names.h5"
+    labelled("label_names", ["café".encode(), b"b"])(path)
+    assert HDF5Clips(str(path), "test", 4, SIDE).label_names == ("café", "b")
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f8", "i2", np.longdouble])
+def test_actions_of_any_number(tmp_path, dtype):
+    path, actions = tmp_path / "actions.h5", np.arange(FRAMES * 4).reshape(FRAMES, 4)
+    replace("train_actions", actions.astype(dtype))(path)
+    got = HDF5Clips(str(path), "train", 4, SIDE).batch([0])["action"]
+    assert got.dtype == torch.float32
+    assert (np.diff(got[0, 0]) == 1).all()
 
 
 def test_a_truncated_file(file, tmp_path):

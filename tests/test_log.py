@@ -106,6 +106,19 @@ def test_skipped_steps_are_counted_and_left_out(tmp_path):
         log.check(24, 0, None)
 
 
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_run_that_skips_all_its_steps_fails_at_its_end(tmp_path, good):
+    log = new_log(tmp_path, skipping=True)
+    log.steps = 4
+    for step in range(1, 5):
+        log.collect(metrics(1.0 if step == good else math.nan))
+        if step < 4 or good:
+            log.check(step, 0, None)
+    if not good:
+        with pytest.raises(ValueError, match=r"not finite at step 1 "):
+            log.check(4, 0, None)
+
+
 def test_every_line_is_json(tmp_path):
     new_log(tmp_path).write_validation(1, {"loss": 1.0, "psnr": math.inf})
     text = (tmp_path / "log.jsonl").read_text()

@@ -100,6 +100,10 @@ def test_ties():
             assert len({round(x, 6) for x in p[logits == 0.5].tolist()}) == 1
 
 
+def test_a_temperature_that_float32_has_no_number_for_is_0():
+    assert SamplingRule(1e-46) == SamplingRule(0.0)
+
+
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6, 1e6, 3e38])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_extreme_temperatures(temperature, scale):
@@ -132,6 +136,7 @@ def test_everything_is_kept_by_top_p_1():
         ({"top_p": math.nan}, "top_p is nan"),
         ({"guidance": math.nan}, "guidance is nan"),
         ({"guidance": math.inf}, "guidance is inf"),
+        ({"guidance": -1e39}, "guidance is -1e"),
     ],
 )
 def test_rules_that_make_no_sense(rule, says):

@@ -1,5 +1,6 @@
 """Both stages as one model: what is given comes back, and what doesn't fit is refused by name."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -138,6 +139,14 @@ def test_labels(digits):
     assert not torch.equal(guided, first)
 
 
+def test_labels_in_other_containers():
+    model = build(("cat", "dog"), classes=2)
+    assert model.label_indices(np.array(["dog", "cat"])).tolist() == [1, 0]
+    assert model.label_indices({"dog"}).tolist() == [1]
+    with pytest.raises(ValueError, match=r"no class named 'cow'; give one of cat, dog$"):
+        model.label_indices("cow")
+
+
 def test_names_of_many_digits():
     model = build(("012", "111", "123"), classes=3)
     assert model.label_indices(["210", "120", 1, "312"]).tolist() == [0, 0, 1, 2]
@@ -255,8 +264,21 @@ def test_reconstruct(plain):
     assert made.dtype == torch.uint8
     assert torch.equal(plain.reconstruct(given, batch_size=2), made)
     assert torch.equal(plain.reconstruct(given.numpy()), made)
+    longer = torch.cat([given, given], 1)  # a single clip of more frames than the model's own
+    assert torch.equal(plain.reconstruct(longer[0]), plain.reconstruct(longer[:1]))
     with torch.no_grad(), evaluating(plain):
         assert torch.equal(video.to_uint8(plain.vqvae(video.to_model(given)).reconstruction), made)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_in_another_dtype(plain, actor, dtype):
+    """Given clips, and the commands that steer, are brought to it."""
+    model, arm = (copy.deepcopy(m).to(dtype) for m in (plain, actor))
+    assert model.reconstruct(clips(2, 8)).dtype == torch.uint8
+    assert model.sample(frames=clips(2, 4), seed=0).shape == clips(2, 8).shape
+    config = arm.gpt.config
+    actions = torch.randn(2, config.frames, config.action_dim)
+    assert len(arm.sample(actions=actions, seed=0)) == 2
 
 
 def test_stages_must_belong_together(plain):

@@ -209,6 +209,10 @@ def test_what_is_quantised_is_made_in_float32():
         ({"channels": 0}, "channels is 0"),
         ({"codes": 0}, "codes is 0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"res_blocks": -1}, "res_blocks is -1"),
+        ({"data_variance": 0.0}, "data_variance is 0.0, must be above 0"),
+        ({"data_variance": math.nan}, "data_variance is nan"),
+        ({"commitment": -1.0}, "commitment is -1.0"),
     ],
 )
 def test_settings_that_cannot_be_built(fields, message):

@@ -100,9 +100,10 @@ class Codebook(nn.Module):
     def _nearest(self, flat: Tensor) -> Tensor:
         """Index (M,) of the code nearest in squared distance to each row of (M, D)."""
         # |z - e|² = |z|² - 2 z·e + |e|², and |z|² is the same for every code.
-        norms = self.codes.square().sum(1)
+        codes = self.codes.to(flat.dtype)
+        norms = codes.square().sum(1)
         rows = flat.split(ROWS_AT_A_TIME)
-        return torch.cat([torch.addmm(norms, r, self.codes.T, alpha=-2).argmin(1) for r in rows])
+        return torch.cat([torch.addmm(norms, r, codes.T, alpha=-2).argmin(1) for r in rows])
 
     def _candidates(self, flat: Tensor) -> Tensor:
         """K rows of `flat` (M, D), at random, none twice; tiled, with some noise, if M < K."""

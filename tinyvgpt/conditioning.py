@@ -178,7 +178,9 @@ class FrameEncoder(nn.Module):
             )
         if not frames.is_floating_point():
             raise ValueError(f"frames are {frames.dtype}, the model needs floats (video.to_model)")
-        features = self.blocks(self.stem(frames)).movedim(1, -1)  # (B, n, H/4, W/4, Dm)
+        features = self.blocks(self.stem(frames.to(self.positions().dtype))).movedim(
+            1, -1
+        )  # (B, n, H/4, W/4, Dm)
         return rearrange(features + self.positions(), "b n h w d -> b (n h w) d")
 
 
@@ -224,5 +226,6 @@ class ActionEmbedding(nn.Module):
                 f"actions have shape {tuple(actions.shape)}, the model needs (B, T, A) with "
                 f"(T, A) = {self.expected}"
             )
-        leading = F.pad(actions[:, :-1] / self.std, (0, 0, 1, 0))  # (B, T, A), before each frame
+        actions = actions[:, :-1].to(self.project.weight.dtype)
+        leading = F.pad(actions / self.std, (0, 0, 1, 0))  # (B, T, A), before each frame
         return self.project(rearrange(leading, "b (t f) a -> b t (f a)", t=self.latent_frames))

@@ -88,7 +88,7 @@ class GPTConfig:
         if not 1 <= self.mlp_ratio * self.width < math.inf:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}, must be positive and finite")
         std = self.action_std
-        if std and (len(std) != self.action_dim or min(std) <= 0):
+        if std and (len(std) != self.action_dim or not all(0 < s < math.inf for s in std)):
             raise ValueError(
                 f"action_std is {std}, must be () or {self.action_dim} (action_dim) numbers above 0"
             )

@@ -60,6 +60,7 @@ class Log:
         """
         self.path, self.rates, self.device = out / "log.jsonl", rates, device
         self.skipping, self.good = skipping, step  # good: the last step that was finite
+        self.begun, self.steps = step, steps
         self.sums: dict[str, Tensor] = {}
         self.finite: list[Tensor] = []
         self.writer: Any = None
@@ -95,7 +96,8 @@ class Log:
     def check(self, step: int, seed: int, saved: Path | None) -> None:
         """Raises ValueError if a loss or gradient since the last line isn't finite, in any process.
 
-        Where such steps are skipped, only if the last `PATIENCE` ones were. Waits for the device.
+        Where such steps are skipped, only if the last `PATIENCE` ones were, or all up to the run's
+        end. Waits for the device.
 
         Args:
             step: steps done.
@@ -107,7 +109,8 @@ class Log:
         finite = distributed.mean({"": torch.stack(self.finite).float()})[""] == 1
         if finite.any():
             self.good = step - int(finite.flip(0).int().argmax())
-        if finite.all() or (self.skipping and step - self.good < PATIENCE):
+        in_vain = step == self.steps and self.good == self.begun
+        if finite.all() or (self.skipping and step - self.good < PATIENCE and not in_vain):
             return
         bad = step - len(finite) + int(finite.int().argmin()) + 1
         bad = self.good + 1 if self.skipping else bad

@@ -230,14 +230,14 @@ def due(step: int, every: int, last: bool) -> bool:
 
 
 def make_writable(out: Path) -> None:
-    """Makes the run's folder; OSError if nothing can be written there."""
+    """Makes a folder, of a run or a record; OSError if nothing can be written there."""
     if out.exists() and not out.is_dir():
-        raise OSError(f"the run's folder {out} is a file")
+        raise OSError(f"the folder {out} is a file")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise OSError(f"the run's folder {out} can't be written to: {error.strerror}") from None
+        raise OSError(f"the folder {out} can't be written to: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -121,7 +121,10 @@ class Actions:
             ValueError: for actions of another shape.
         """
         shape = (len(self.leading), self.count, self.leading.shape[-1])
-        found = torch.as_tensor(self.source(self.start + latent * self.count))
+        answer = self.source(self.start + latent * self.count)
+        if answer is None:
+            raise ValueError("actions were asked for, and None was returned")
+        found = torch.as_tensor(answer)
         fits = [shape[2:], shape[1:], (1, *shape[1:]), shape]
         if tuple(found.shape) not in fits:
             raise ValueError(
@@ -360,3 +363,5 @@ def check_actions(gpt: GPTConfig, actions: Tensor | ActionSource | None, length:
             f"actions have shape {tuple(actions.shape)}, {length} frames need (B, T, A) with "
             f"(T, A) = {(length, gpt.action_dim)}"
         )
+    if isinstance(actions, Tensor) and not actions.isfinite().all():
+        raise ValueError("actions have numbers that aren't finite")

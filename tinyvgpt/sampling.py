@@ -9,7 +9,6 @@ n prefix tokens.
 """
 
 import copy
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,12 +40,14 @@ class SamplingRule:
             raise ValueError(
                 f"temperature is {self.temperature}, must be 0 (the likeliest token) or above"
             )
+        if np.float32(self.temperature) == 0:  # below what float32 has, and logits are divided by
+            object.__setattr__(self, "temperature", 0.0)
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}, must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}, must be a finite number; 1 is off")
+        if not abs(self.guidance) <= 1e6:
+            raise ValueError(f"guidance is {self.guidance}, must be a number up to 1e6; 1 is off")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Float32 probabilities (B, K) with which tokens are drawn, of logits (B, K).

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinyvgpt import counter
 from tinyvgpt.compiling import lacking
 
 # Settings that may change between a run's parts: its weights don't depend on them, or, for the last
@@ -41,9 +42,12 @@ class TrainConfig:
     weight_decay: float = 0.0  # on parameters of two axes or more, not on biases and gains
     clip_norm: float = 1.0  # largest norm of the gradient; 0 for no clipping
     ema: float = 0.0  # decay of the averaged weights that are saved; 0 saves the last ones
-    precision: str = "auto"  # "float32", "bfloat16", "float16"; "auto": see `dtype`
-    compile: str = "auto"  # torch.compile: "on", "off"; "auto": see `compiled`
-    non_finite: str = "stop"  # or "skip": what to do about a loss or gradient that isn't finite
+    # "float32", "bfloat16", "float16"; "auto": float32 on CPUs, 16 bits on GPUs, see `dtype`
+    precision: str = "auto"
+    # torch.compile: "on", "off"; "auto": on a GPU, for long runs, see `compiled`
+    compile: str = "auto"
+    # "stop" or "skip": what to do about a loss or gradient that isn't finite
+    non_finite: str = "stop"
     device: str = "auto"  # "cpu", "cuda" or "auto": cuda where there is one
     workers: int = 0  # processes that load data
     encode_once: int = 0  # GPT: train on so many clips, encoded first; 0: new ones each step
@@ -70,6 +74,7 @@ class TrainConfig:
         for name in (*least_0, "encode_once", "workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be 0 or more")
+        counter.bits(self.seed)  # ValueError unless it fits in 64 bits
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {' or '.join(known)}")

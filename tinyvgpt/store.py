@@ -79,6 +79,8 @@ def _keep(path: Path, at: Path) -> None:
 
 def weights_of(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """A module's state dict on the CPU; floats as `dtype` if one is given and can hold them."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, weights are saved as floats")
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
     }

@@ -8,7 +8,7 @@ n given frames · A action dim.
 
 import operator
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ from tinyvgpt.store import (
     weights_of,
 )
 from tinyvgpt.vqvae import VQVAE
+from tinyvgpt.write import batched
 
 
 class VideoGPT(nn.Module):
@@ -208,18 +209,20 @@ class VideoGPT(nn.Module):
     def reconstruct(self, clips: Tensor, batch_size: int = 16) -> Tensor:
         """Encodes clips to tokens and decodes them again; uint8 (B, T, H, W, C) in and out.
 
+        A single clip (T, H, W, C) is a batch of one.
+
         Raises:
             ValueError: as `VQVAE.forward`, or for a batch_size below 1.
         """
         _check_batch_size(batch_size)
-        clips = torch.as_tensor(clips)
+        clips = batched(clips)
         with evaluating(self), torch.no_grad():
             parts = (video.to_model(part).to(self.device) for part in clips.split(batch_size))
             decoded = [self.vqvae.decode(self.vqvae.encode(x)) for x in parts]
         return torch.cat([video.to_uint8(x).cpu() for x in decoded])
 
     def label_indices(
-        self, labels: int | str | Sequence[int | str] | Tensor | None
+        self, labels: int | str | Collection[int | str] | Tensor | None
     ) -> Tensor | None:
         """Class indices (B,), int64, of indices or names; "73" finds "37", the same digits.
 
@@ -228,9 +231,9 @@ class VideoGPT(nn.Module):
         """
         if labels is None:
             return None
-        if not isinstance(labels, int | str | Sequence):
-            labels = torch.as_tensor(labels).tolist()
-        if not isinstance(labels, Sequence) or isinstance(labels, str):
+        if hasattr(labels, "tolist"):
+            labels = labels.tolist()
+        if not isinstance(labels, Collection) or isinstance(labels, str):
             labels = [labels]
         return torch.tensor([self._label_index(label) for label in labels])
 
@@ -274,11 +277,8 @@ class VideoGPT(nn.Module):
             for spelling in spellings:
                 if spelling in names:
                     return names.index(spelling)
-            known = (
-                f"one of {', '.join(names[:5])}, …, {names[-1]}"
-                if names
-                else "an index: the model has no label names"
-            )
+            some = ", ".join(names if len(names) <= 6 else (*names[:5], "…", names[-1]))
+            known = f"one of {some}" if names else "an index: the model has no label names"
             raise ValueError(f"the model has no class named {label!r}; give {known}")
         config = self.gpt.config
         if not config.classes:

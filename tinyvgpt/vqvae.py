@@ -35,7 +35,7 @@ from tinyvgpt.store import (
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Settings of a VQ-VAE; the defaults are those that VideoGPT was released with."""
+    """Settings of a VQ-VAE; `VQVAEConfig()` has those that VideoGPT was released with."""
 
     channels: int = 3  # of the clip: 3 for RGB, 1 for grey
     frames: int = 16  # length of the clips it is trained on
@@ -62,6 +62,12 @@ class VQVAEConfig:
         for name in ("channels", "frames", "resolution", "hidden", "codes", "code_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.res_blocks < 0:
+            raise ValueError(f"res_blocks is {self.res_blocks}, must be at least 0")
+        if not 0 < self.data_variance < math.inf:
+            raise ValueError(f"data_variance is {self.data_variance}, must be above 0 and finite")
+        if not 0 <= self.commitment < math.inf:
+            raise ValueError(f"commitment is {self.commitment}, must be 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, must be at least 0 and below 1")
         if self.hidden % 2:
@@ -252,7 +258,7 @@ class VQVAE(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Encoder output before quantisation: (B, C, T, H, W) to (B, code_dim, t, h, w)."""
         self._check_clip(x)
-        z = self.encoder(x)
+        z = self.encoder(x.to(self.to_code.weight.dtype))
         # Small differences decide which code is nearest: bfloat16's rounding would blur them.
         with torch.autocast(x.device.type, enabled=False):
             return self.to_code(z.to(self.to_code.weight.dtype))

@@ -29,6 +29,7 @@ _CODECS: dict[str, tuple[str, dict[str, str]]] = {
     ".webm": ("libvpx-vp9", {"b": "0"}),
     ".gif": ("gif", {}),
 }
+_LONGEST = {".mp4": 16384, ".webm": 16384, ".gif": 65535}  # pixels of a side
 _GIF_MAX_FPS = 50  # browsers slow a GIF with shorter delays down to 10 frames a second
 _GREY = 128  # between a grid's cells: visible beside black and beside white
 
@@ -101,15 +102,19 @@ def grid(clips: Clip, columns: int | None = None, pad: int = 2) -> Tensor:
     """
     clips = batched(clips)
     count = len(clips)
-    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    columns = columns_of(count, columns)
     if columns < 1 or pad < 0:
         raise ValueError(f"columns is {columns} and pad {pad}, at least 1 and 0 are needed")
-    columns = min(columns, count)
     empty = -count % columns
     # F.pad counts axes from the last: C, then right of W, below H, T, behind B.
     clips = F.pad(clips, (0, 0, 0, pad, 0, pad, 0, 0, 0, empty), value=_GREY)
     sheet = rearrange(clips, "(rows columns) t h w c -> t (rows h) (columns w) c", columns=columns)
     return sheet[:, : sheet.shape[1] - pad, : sheet.shape[2] - pad]
+
+
+def columns_of(count: int, columns: int | None) -> int:
+    """Columns of a grid of so many clips: those asked for, else of the smallest square."""
+    return min(math.ceil(math.sqrt(count)) if columns is None else columns, count)
 
 
 def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1, crf: int = 12) -> None:
@@ -138,6 +143,7 @@ def write(path: str | Path, clip: Clip, fps: float = 8.0, scale: int = 1, crf: i
     if not 0 <= crf <= 51:
         raise ValueError(f"crf is {crf}, it must be 0 to 51")
     frames, rate = rgb(clip, scale), frame_rate(fps)
+    check_sides(path, *frames.shape[1:3])
     if kind == ".gif":
         save(path, lambda temporary: _encode_gif(temporary, frames, rate))
     else:
@@ -157,11 +163,23 @@ def check_target(path: Path, fps: float, scale: int) -> None:
         raise FileNotFoundError(f"{path} was not written: there is no folder {path.parent}")
 
 
+def check_sides(path: Path, height: int, width: int) -> None:
+    """Raise ValueError for more pixels than the format has in a row or column."""
+    kind = path.suffix.lower()
+    if max(height, width) > _LONGEST[kind]:
+        raise ValueError(
+            f"{width}×{height} pixels are too many: {kind} has {_LONGEST[kind]} a side at most; "
+            "lower scale, or give other columns"
+        )
+
+
 def frame_rate(fps: float) -> Fraction:
     """Frames a second as the fraction meant: 29.97002997 is 30000/1001. ValueError if not > 0."""
     rate = Fraction(float(fps)).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
     if rate <= 0:
         raise ValueError(f"fps is {fps}, a positive number of frames a second is needed")
+    if rate > 1000:
+        raise ValueError(f"fps is {fps}, at most 1000 frames a second can be written")
     return rate
 
 

@@ -21,6 +21,7 @@ from tinyvgpt.bench.scaling import scaling
 from tinyvgpt.bench.train import training
 from tinyvgpt.commands.common import Name, pick_device
 from tinyvgpt.kernels import why_not
+from tinyvgpt.loop import make_writable
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Bench:
         if self.what not in timings:
             raise ValueError(f"no benchmark {self.what!r}; known are {', '.join(timings)}")
         device = "cpu" if self.what == "data" else pick_device(self.device)
+        make_writable(self.out)
         result, words = timings[self.what]()
         command = " ".join(["tinyvgpt bench", self.what, *map(str, words)])
         name = device_name(device)

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 
 from tinyvgpt import VQVAEConfig, open_dataset, video
-from tinyvgpt.data import Dataset
+from tinyvgpt.data import EMBEDDED, Dataset
 from tinyvgpt.settings import TrainConfig
 
 try:
@@ -54,10 +54,20 @@ def check_count(n: int, name: str = "n") -> None:
 
 
 def check_outside(out: Path, data: str) -> None:
-    """Raises ValueError for a file to be written into a folder of videos, of which it'd be one."""
-    folder = Path(data).resolve()
-    if folder.is_dir() and out.resolve().is_relative_to(folder):
+    """Raises ValueError for a file to be written into a folder of videos, or over the data."""
+    if data in EMBEDDED:
+        return
+    source = Path(data).resolve()
+    if out.resolve() == source:
+        raise ValueError(f"{out} is what is read; give another --out")
+    if source.is_dir() and out.resolve().is_relative_to(source):
         raise ValueError(f"{out} would be one of the videos of {data}; give another --out")
+
+
+def check_apart(out: Path, data: str) -> None:
+    """Raises ValueError for a folder to be written to that is the data's own."""
+    if data not in EMBEDDED and out.resolve() == Path(data).resolve():
+        raise ValueError(f"{out} is the folder of the data; give another --out, such as one in it")
 
 
 def read_clip(path: Path, count: int, config: VQVAEConfig, fps: float | None) -> torch.Tensor:

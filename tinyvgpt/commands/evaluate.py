@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tinyvgpt import GPTConfig, VideoGPT, __version__
+from tinyvgpt import GPTConfig, VideoGPT, __version__, counter
 from tinyvgpt.bench import device_name, exact_float32, record
 from tinyvgpt.commands.common import ClipOptions, Name, pick_device
 from tinyvgpt.data import EMBEDDED
@@ -17,6 +17,7 @@ from tinyvgpt.encode import looks
 from tinyvgpt.evaluate import DISTANCES, REAL, check, check_given, choose, evaluate
 from tinyvgpt.features import Features, I3DFeatures
 from tinyvgpt.frechet import DISTANCE_RESAMPLES, LEVEL, RESAMPLES, Figure, check_enough
+from tinyvgpt.loop import make_writable
 from tinyvgpt.probes import Probe, ProbeFeatures
 from tinyvgpt.pushing import LENGTH, show_pushing
 from tinyvgpt.sampling import SamplingRule
@@ -96,6 +97,8 @@ class Evaluate(ClipOptions):
         """Measures, prints and records."""
         if self.out.suffix != ".json":
             raise ValueError(f"--out is {self.out}, its name must end in .json")
+        make_writable(self.out.parent)
+        counter.bits(self.seed)  # ValueError unless it fits in 64 bits
         device = pick_device(self.device)
         model = VideoGPT.from_pretrained(self.model).to(device)
         rule = self.rule(model.gpt.config)

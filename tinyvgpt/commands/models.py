@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from tinyvgpt import VQVAE, VideoGPT, video
+from tinyvgpt import VQVAE, VideoGPT, VQVAEConfig, video
 from tinyvgpt.commands.common import (
     ClipOptions,
     File,
     Name,
+    check_apart,
     check_count,
     check_outside,
     pick_device,
@@ -21,7 +22,7 @@ from tinyvgpt.commands.common import (
 from tinyvgpt.data import TokenFolder
 from tinyvgpt.data.video_files import SUFFIXES
 from tinyvgpt.encode import check_data, encode_folder
-from tinyvgpt.write import check_target
+from tinyvgpt.write import check_sides, check_target, columns_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Sample:
     out: Path = Path("sample.mp4")
     """Video file to write: .mp4, .gif or .webm."""
     labels: str | None = None
-    """Class of all clips, by name ("37") or index, or classes that take turns: "37,05,14"."""
+    """Class of all clips, by name ("37"), or by index where classes have no names; or classes that
+    take turns: "37,05,14"."""
     frames: str | None = None
     """Video file that all clips continue, or what train-vqvae takes, such as "robot-push", whose
     first test clips are continued, one each, and by their actions if the model takes actions."""
@@ -72,16 +74,20 @@ class Sample:
         """Samples and writes."""
         check_target(self.out, self.fps, self.scale)  # before the work is done
         check_count(1 if self.columns is None else self.columns, "columns")
+        if self.frames is not None:
+            check_outside(self.out, self.frames)
         model = VideoGPT.from_pretrained(self.model).to(pick_device(self.device))
         begun = {} if self.frames is None else self.beginnings(model, self.frames)
         if model.gpt.config.action_dim and "actions" not in begun:
             raise ValueError("the model is steered by actions: --frames takes them from a dataset")
         each = "frames" in begun and begun["frames"].ndim == 5  # a beginning for each clip
+        count = len(begun["frames"]) if each else self.n
+        check_sides(self.out, *grid_sides(count, self.columns, model.vqvae.config, self.scale))
         clips = model.sample(
-            None if each else self.n,
+            None if each else count,
             frames=begun.get("frames"),
             actions=begun.get("actions"),
-            labels=self.each_label(model, len(begun["frames"]) if each else self.n),
+            labels=self.each_label(model, count),
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -128,6 +134,13 @@ class Sample:
         if model.gpt.config.action_dim and "action" in batch:
             given["actions"] = batch["action"]
         return given
+
+
+def grid_sides(count: int, columns: int | None, config: VQVAEConfig, scale: int) -> tuple[int, int]:
+    """Height and width, in pixels, of a grid of a model's clips as `video.write` writes it."""
+    across = columns_of(count, columns)
+    rows, side = -(-count // across), config.resolution + 2
+    return scale * (rows * side - 2), scale * (across * side - 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +210,7 @@ class Encode(ClipOptions):
         """Encodes."""
         if not self.splits:
             raise ValueError("--splits is empty, give train, val or test")
+        check_apart(self.out, self.data)
         vqvae = VQVAE.from_pretrained(self.model)
         data = {split: self.open_for(vqvae.config, self.data, split) for split in self.splits}
         for split, clips in data.items():

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from tinyvgpt import GPT, VQVAE, GPTConfig, VideoGPT, VQVAEConfig, estimate
-from tinyvgpt.commands.common import ClipOptions
+from tinyvgpt.commands.common import ClipOptions, check_apart
 from tinyvgpt.distributed import check_batch
+from tinyvgpt.store import built
 from tinyvgpt.train import TrainConfig, train_gpt, train_vqvae
 
 TOKENIZER_FIELDS = ("latent_shape", "codes", "code_dim", "frames", "resolution", "channels")
@@ -37,8 +38,15 @@ class TrainVQVAE(ClipOptions):
     def run(self) -> None:
         """Trains."""
         self.train.torch_device()  # refused before large data are opened
+        check_apart(self.out, self.data)
         torch.manual_seed(self.train.seed)
-        vqvae = VQVAE.from_pretrained(self.init) if self.init else VQVAE(self.vqvae)
+        if self.dry_run and not self.init:
+            print(describe(self.vqvae, self.train))
+            return
+        if self.init:
+            vqvae = VQVAE.from_pretrained(self.init)
+        else:
+            vqvae = built(lambda: VQVAE(self.vqvae), "--vqvae")
         if self.dry_run:
             print(describe(vqvae.config, self.train))
             return
@@ -73,6 +81,7 @@ class TrainGPT(ClipOptions):
     def run(self) -> None:
         """Trains."""
         self.train.torch_device()  # refused before large data are opened
+        check_apart(self.out, self.data)
         torch.manual_seed(self.train.seed)
         if self.dry_run and not (self.init or self.vqvae):
             print(describe(self.gpt, self.train))
@@ -81,6 +90,10 @@ class TrainGPT(ClipOptions):
             raise ValueError("give --vqvae, a trained tokenizer, or --init, a trained model")
         if self.init and self.by_class:
             raise ValueError("--by-class is for a new model; one of --init has the classes it has")
+        if self.dry_run and self.vqvae:
+            vqvae = VQVAE.from_pretrained(self.vqvae)
+            print(describe(self.config_for(vqvae.config), self.train))
+            return
         model = VideoGPT.from_pretrained(self.init) if self.init else self.new_model()
         if self.dry_run:
             print(describe(model.gpt.config, self.train))
@@ -95,15 +108,19 @@ class TrainGPT(ClipOptions):
     def new_model(self) -> VideoGPT:
         """A fresh GPT over the tokenizer."""
         vqvae = VQVAE.from_pretrained(self.vqvae or "")
-        of_tokenizer = GPTConfig.for_vqvae(vqvae.config)
+        config = self.config_for(vqvae.config)
+        return VideoGPT(vqvae, built(lambda: GPT(config, vqvae.codebook.codes), "--gpt"))
+
+    def config_for(self, vqvae: VQVAEConfig) -> GPTConfig:
+        """The GPT's settings with those of its tokenizer, and as many classes as asked for."""
+        of_tokenizer = GPTConfig.for_vqvae(vqvae)
         fields = {name: getattr(of_tokenizer, name) for name in TOKENIZER_FIELDS}
         if self.by_class:
-            data = self.open_for(vqvae.config, self.data, "train")
+            data = self.open_for(vqvae, self.data, "train")
             fields["classes"] = len(data.label_names or ())
             if not fields["classes"]:
                 raise ValueError(f"--by-class: {self.data} has no classes")
-        config = replace(self.gpt, **fields)
-        return VideoGPT(vqvae, GPT(config, vqvae.codebook.codes))
+        return replace(self.gpt, **fields)
 
 
 def print_once(line: str) -> None:

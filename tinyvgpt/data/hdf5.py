@@ -116,12 +116,13 @@ class HDF5Clips:
         if videos.labels is not None:
             batch["label"] = torch.from_numpy(videos.labels[row])
         if videos.has_actions:
-            batch["action"] = self._read(file[f"{videos.prefix}_actions"], first).float()
+            actions = file[f"{videos.prefix}_actions"]
+            batch["action"] = self._read(actions, first, np.float32)
         return {name: to_device(value, device) for name, value in batch.items()}
 
-    def _read(self, data: "h5py.Dataset", first: np.ndarray) -> Tensor:
-        """Rows first … first + T - 1 of a dataset, (B, T, …)."""
-        out = np.empty((len(first), self.frames, *data.shape[1:]), data.dtype)
+    def _read(self, data: "h5py.Dataset", first: np.ndarray, dtype: type = np.uint8) -> Tensor:
+        """Rows first … first + T - 1 of a dataset, (B, T, …), as `dtype`."""
+        out = np.empty((len(first), self.frames, *data.shape[1:]), dtype)
         for place, row in enumerate(first):
             data.read_direct(out, np.s_[row : row + self.frames], np.s_[place])
         return torch.from_numpy(out)
@@ -234,10 +235,15 @@ def _labels(
 def _label_names(file: "h5py.File") -> tuple[str, ...]:
     """What the file calls its labels, or the numbers up to the largest label of any split."""
     if "label_names" in file:
+        import h5py
+
         names = _dataset(file, "label_names", "strings (classes,)")
-        if names.ndim != 1 or names.dtype.kind not in "OS":
+        if names.ndim != 1 or h5py.check_string_dtype(names.dtype) is None:
             raise _unfit(names, "strings (classes,)")
-        return tuple(names.asstr()[:])
+        try:
+            return tuple(names.asstr("utf-8")[:])
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file.filename}: label_names are not UTF-8: {error}") from None
     largest = -1
     for key in (f"{split}_labels" for split in SPLITS if f"{split}_labels" in file):
         labels = _dataset(file, key, "int64 (videos,)")
