@@ -178,10 +178,10 @@ class FrameEncoder(nn.Module):
             )
         if not frames.is_floating_point():
             raise ValueError(f"frames are {frames.dtype}, the model needs floats (video.to_model)")
-        features = self.blocks(self.stem(frames.to(self.positions().dtype))).movedim(
-            1, -1
-        )  # (B, n, H/4, W/4, Dm)
-        return rearrange(features + self.positions(), "b n h w d -> b (n h w) d")
+        positions = self.positions()
+        features = self.blocks(self.stem(frames.to(positions.dtype)))
+        features = features.movedim(1, -1) + positions  # (B, n, H/4, W/4, Dm)
+        return rearrange(features, "b n h w d -> b (n h w) d")
 
 
 def memory_width(width: int) -> int:
