@@ -102,9 +102,9 @@ def grid(clips: Clip, columns: int | None = None, pad: int = 2) -> Tensor:
     """
     clips = batched(clips)
     count = len(clips)
-    columns = columns_of(count, columns)
-    if columns < 1 or pad < 0:
+    if (columns is not None and columns < 1) or pad < 0:
         raise ValueError(f"columns is {columns} and pad {pad}, at least 1 and 0 are needed")
+    columns = columns_of(count, columns)
     empty = -count % columns
     # F.pad counts axes from the last: C, then right of W, below H, T, behind B.
     clips = F.pad(clips, (0, 0, 0, pad, 0, pad, 0, 0, 0, empty), value=_GREY)
